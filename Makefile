@@ -1,0 +1,38 @@
+# The two commands of the README are `make up` and `make test`; each sets up all that it needs.
+UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup up test check format clean image test-image
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml uv.lock
+	@command -v uv >/dev/null 2>&1 || test -x .venv/bin/uv || { $(PYTHON) -m venv .venv && .venv/bin/pip install -q uv; }
+	$(UV) sync --frozen --all-extras --inexact
+	@touch $@
+
+up: setup
+	$(BIN)/forebay up $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+image:
+	deploy/build-images
+
+test-image: setup
+	$(BIN)/pytest -m image -p no:xdist tests/image $(ARGS)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv data dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

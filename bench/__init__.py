@@ -1,0 +1,1 @@
+"""Benchmarks and the load that the fault campaign and the demonstration ring up."""

@@ -1,0 +1,1 @@
+"""Every event of every node, with its envelope and its body, for good."""

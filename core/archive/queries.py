@@ -1,0 +1,93 @@
+"""What is read from the archive: pages of the listing, and the events with one message id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from core.archive.event import ArchivedEvent, from_row
+from forebay import Transaction
+from forebay.errors import HeaderError
+from forebay.identity import parse_message_id
+
+PAGE_BYTES = 8 * 1024 * 1024
+"""Bytes of the bodies of one page, at most, or one event: a thousand of the largest would be 256 MiB."""
+
+CANDIDATES = 100
+"""Events with one message id that are looked at, at most."""
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events to find; None finds all."""
+
+    node: str | None = None
+    service: str | None = None
+    type: str | None = None
+    message_id: str | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Events in the order in which they were archived; ``next`` is the ``after`` of the next page, if there is one."""
+
+    events: list[ArchivedEvent]
+    next: str | None
+
+
+def page(tx: Transaction, wanted: Filter, after: int, limit: int) -> Page:
+    """Return up to ``limit`` events archived after the cursor ``after`` (0: from the first)."""
+    where, params = condition_of(wanted)
+    params["after"] = after
+    # The ids come from an index alone, and SQLite knows the length of a body without reading it: a page of large bodies
+    # is cut before it is in memory.
+    ids = ids_where(where)
+    found = tx.execute(
+        f"select id, length(body) as bytes from archived where id in ({ids}) order by id", limit=limit + 1, **params
+    )
+    count = size = 0
+    for row in found[:limit]:
+        size += row["bytes"]
+        if count and size > PAGE_BYTES:
+            break
+        count += 1
+    rows = tx.execute(f"select * from archived where id in ({ids}) order by id", limit=count, **params)
+    return Page([from_row(row) for row in rows], str(rows[-1]["id"]) if len(found) > count else None)
+
+
+def one_each(tx: Transaction, wanted: Filter) -> list[ArchivedEvent]:
+    """Return the events with a message id, one per node and service: the first, where a foreign id was used again."""
+    where, params = condition_of(wanted)
+    rows = tx.execute(
+        f"select * from archived where id in (select min(id) from archived where {where} group by node, service)"
+        " order by id limit :limit",
+        limit=CANDIDATES,
+        **params,
+    )
+    return [from_row(row) for row in rows]
+
+
+def ids_where(condition: str) -> str:
+    """Return the statement that finds the ids of one page."""
+    return f"select id from archived where id > :after and {condition} order by id limit :limit"
+
+
+def condition_of(wanted: Filter) -> tuple[str, dict[str, Any]]:
+    """Return the condition on the table's columns that selects what is wanted, and its parameters."""
+    params = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+    message_id = params.pop("message_id", None)
+    if message_id is None:
+        return " and ".join(f"{name} = :{name}" for name in params) or "1 = 1", params
+    # A message id has one event, or few: the expressions keep the planner from another index.
+    terms = [f"{name} || '' = :{name}" for name in params]
+    term, place = _place(message_id)
+    return " and ".join([term, *terms]), {**params, **place}
+
+
+def _place(text: str) -> tuple[str, dict[str, Any]]:
+    try:
+        message_id = parse_message_id(text)  # the random suffix of a retransmission may be there or not
+    except HeaderError:
+        return "1 = 0", {}
+    if message_id is None:
+        return "foreign_id = :foreign_id", {"foreign_id": text}
+    return "epoch = :epoch and sequence = :sequence", {"epoch": message_id.epoch, "sequence": message_id.first}

@@ -1,0 +1,1 @@
+"""The gateway: takes any JSON event from any program on the node."""

@@ -1,0 +1,5 @@
+"""``python -m forebay`` is ``forebay``."""
+
+from forebay.cli.main import main
+
+main()

@@ -1,0 +1,92 @@
+"""The HTTP application of a process: its services' routes, and what is the process's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from litestar import Litestar, MediaType, Request, Response, get
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from forebay.metrics import CONTENT_TYPE, render
+from forebay.problems import ProblemError, exception_handlers, problem_responses
+from forebay.running import RunningService
+from forebay.tracking import Whereabouts
+from forebay.unit_of_work import TRACE, Trace
+
+MAX_TRACESTATE = 512
+"""Characters of ``tracestate`` that are carried on, as W3C Trace Context asks for at least."""
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+MAX_REQUEST_BYTES = 8 * 1024 * 1024
+"""Bytes of one request's body."""
+
+
+class Readiness(msgspec.Struct):
+    """Whether the process does its work, and what stands in the way."""
+
+    ready: bool
+    connected: bool
+    problems: list[str]
+
+
+_NOT_READY = ResponseSpec(Readiness, generate_examples=False, description="The process does not do all of its work")
+
+
+def build_application(services: Sequence[RunningService], connected: Callable[[], bool], version: str) -> Litestar:
+    """Return the application: each service under ``/<service>``, and what every process has beside them."""
+
+    @get("/livez", media_type=MediaType.TEXT, tags=["process"], sync_to_thread=False)
+    def livez() -> str:
+        """Answer as long as the process runs."""
+        return "ok"
+
+    @get("/readyz", tags=["process"], sync_to_thread=False, responses={503: _NOT_READY})
+    def readyz() -> Response[Readiness]:
+        """Tell whether the process does its work: an edge node accepts writes, the core reads every partition."""
+        problems = [problem for service in services for problem in service.problems()]
+        body = Readiness(ready=not problems, connected=connected(), problems=problems)
+        return Response(body, status_code=503 if problems else 200)
+
+    @get("/metrics", media_type=MediaType.TEXT, tags=["process"], responses=problem_responses([503]))
+    async def metrics() -> Response[str]:
+        """Give the metrics in Prometheus' text format."""
+        return Response(await render(services, connected=connected()), headers={"content-type": CONTENT_TYPE})
+
+    @get("/outbox/{message_id:str}", tags=["process"], responses=problem_responses([404, 503]))
+    async def outbox(message_id: str) -> Whereabouts:
+        """Tell where an event is: stored, forwarded, confirmed by which consumers."""
+        for service in services:
+            found = await service.find(message_id)
+            if found is not None:
+                return found
+        raise ProblemError(404, "Not Found", f"no event {message_id!r} was written here", field="message_id")
+
+    return Litestar(
+        route_handlers=[livez, readyz, metrics, outbox, *(s.declared.router(s.store, s.settings) for s in services)],
+        openapi_config=OpenAPIConfig(
+            title="forebay",
+            version=version,
+            path="/schema",
+            create_examples=False,
+            render_plugins=[JsonRenderPlugin()],
+        ),
+        before_request=_take_trace,
+        exception_handlers=exception_handlers(),
+        request_max_body_size=MAX_REQUEST_BYTES,
+        logging_config=None,
+        debug=False,
+    )
+
+
+async def _take_trace(request: Request[Any, Any, Any]) -> None:
+    """Let the events that this request writes carry its trace; what is no W3C trace context is ignored."""
+    traceparent = request.headers.get("traceparent", "")
+    if _TRACEPARENT.fullmatch(traceparent):
+        tracestate = request.headers.get("tracestate", "")
+        TRACE.set(Trace(traceparent, tracestate if 0 < len(tracestate) <= MAX_TRACESTATE else None))

@@ -1,0 +1,105 @@
+"""``forebay run``: one process with services of one node, as a container does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import click
+
+from forebay.cli.settings import DEFAULT_NATS, BrokerUrls, Duration, data_option
+from forebay.errors import ConfigurationError
+from forebay.project import Project, load_services
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.command()
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
+@click.option(
+    "--node",
+    envvar="FOREBAY_NODE",
+    show_envvar=True,
+    help="Name of the node, such as store-330: 1 to 63 of a-z, 0-9 and '-'.  [default: core, where all services are"
+    " core services of forebay.toml]",
+)
+@data_option("Folder of the databases: nodes/<node>/<service>.db, or core/<service>.db for the node core.")
+@click.option(
+    "--nats",
+    type=BrokerUrls(),
+    default=DEFAULT_NATS,
+    show_default=True,
+    envvar="FOREBAY_NATS",
+    show_envvar=True,
+    help="URLs of the broker, by comma. It may be away: writes are accepted all the same.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="FOREBAY_HOST",
+    show_envvar=True,
+    help="Address that HTTP listens on; 0.0.0.0 for all.",
+)
+@click.option(
+    "--port",
+    default=8100,
+    show_default=True,
+    envvar="FOREBAY_PORT",
+    show_envvar=True,
+    help="Port of HTTP; 0 takes a free one.",
+)
+@click.option(
+    "--grace",
+    type=Duration(),
+    default="24h",
+    show_default=True,
+    envvar="FOREBAY_GRACE",
+    show_envvar=True,
+    help="How long confirmed events stay on disk: 24h, 90s, or a number of seconds; less, where they take more than"
+    " 20 % of a lane's budget.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    envvar="FOREBAY_LOG_LEVEL",
+    show_envvar=True,
+    help="Least level of the lines that are logged to standard error.",
+)
+@click.pass_obj
+def run(
+    project: Project,
+    services: tuple[str, ...],
+    node: str | None,
+    data: Path,
+    nats: str,
+    host: str,
+    port: int,
+    grace: float,
+    log_level: str,
+) -> None:
+    """Run services of one node in one process.
+
+    It runs until SIGTERM or Ctrl-C. Each SERVICE is a module below the folder that the command is started in:
+    edge.till is edge/till/app.py. The options can stand in the table [run] of forebay.toml as well.
+    """
+    from forebay.logs import configure_logging
+    from forebay.process import CORE, ProcessConfig, run_process
+    from forebay.supervisor import PARENT, die_with
+
+    if parent := os.environ.pop(PARENT, None):
+        die_with(int(parent))
+    configure_logging(log_level)
+    if node is None:
+        if not set(services) <= set(project.core):
+            raise ConfigurationError(
+                f"{', '.join(services)} need{'s' if len(services) == 1 else ''} a node's name",
+                hint="give --node or FOREBAY_NODE, such as store-330",
+            )
+        node = CORE
+    config = ProcessConfig(node=node, data=data, nats=nats, host=host, port=port, grace=grace)
+    loaded = load_services(project, services)
+    anyio.run(run_process, config, project, loaded)

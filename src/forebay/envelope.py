@@ -1,0 +1,235 @@
+"""The envelope of one event on the wire: CloudEvents 1.0 in NATS binary mode, with forebay's own headers.
+
+CloudEvents core and NATS protocol binding, version 1.0.2; ``ce-*`` values are percent-encoded as the binding's section
+3.1.3.2 says. ``forebay-*`` headers are our own (docs/guarantee.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from forebay.clock import format_tick, parse_tick
+from forebay.errors import BodyError, ForgedSourceError, HeaderError
+from forebay.identity import NAME, Place, parse_message_id, parse_place
+
+JSON = "application/json"
+GATEWAY = "gateway"
+"""The service whose clients bring sources and ids of their own."""
+
+_TO_ENCODE = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
+_ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_ATTRIBUTE = re.compile(r"[a-z0-9]{1,64}")
+_KNOWN = {"specversion", "id", "source", "type", "time", "datacontenttype", "partitionkey"}
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One event as it was published or received.
+
+    ``node``, ``service`` and ``kind`` come from the subject, which the server has checked. ``place`` is None for a
+    foreign producer's message. ``attributes`` are the CloudEvents attributes and extensions beside the named ones.
+    """
+
+    message_id: str
+    node: str
+    service: str
+    kind: str
+    id: str
+    source: str
+    type: str
+    time: datetime
+    key: str | None = None
+    content_type: str = JSON
+    attributes: dict[str, str] = {}
+    lane: str = ""
+    place: Place | None = None
+    prev: Place | None = None
+    hlc: int = 0
+    cause: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    body: bytes = b""
+
+
+class Identity(NamedTuple):
+    """Who wrote a stored event and where it stands; ``place`` is None for a foreign producer's (I7).
+
+    ``headers`` are the message's, their names in lower case.
+    """
+
+    headers: Mapping[str, str]
+    message_id: str
+    node: str
+    service: str
+    kind: str
+    place: Place | None = None
+    prev: Place | None = None
+    lane: str = ""
+
+
+def percent_encode(value: str) -> str:
+    """Encode a header value: everything but printable ASCII without space, ``"`` and ``%``, as UTF-8 bytes."""
+    return _TO_ENCODE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), value)
+
+
+def percent_decode(value: str) -> str:
+    """Decode a header value.
+
+    Raises:
+        HeaderError: the encoded bytes are not UTF-8.
+    """
+
+    def decoded(found: re.Match[str]) -> str:
+        return bytes.fromhex(found[0].replace("%", "")).decode()
+
+    try:
+        return _ENCODED.sub(decoded, value) if "%" in value else value
+    except UnicodeDecodeError:
+        raise HeaderError(f"header value {value!r} does not decode to UTF-8") from None
+
+
+def format_time(time: datetime) -> str:
+    """Write an aware time as RFC 3339 in UTC, with as many digits as it has."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> datetime:
+    """Read an RFC 3339 time with an offset, and return it in UTC.
+
+    Raises:
+        HeaderError: it is not one, or in UTC it is outside the years 1 to 9999.
+    """
+    try:
+        time = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        raise HeaderError(f"time {text!r} is not RFC 3339") from None
+    if time.tzinfo is None:
+        raise HeaderError(f"time {text!r} has no offset from UTC")
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise HeaderError(f"time {text!r} is out of range in UTC") from None
+
+
+def event_subject(node: str, service: str, kind: str) -> str:
+    """The subject that an event is published on; the stream adds the partition."""
+    return f"evt.{node}.{service}.{kind}"
+
+
+def encode_headers(message: Message) -> dict[str, str]:
+    """Return the NATS headers of a message, ``Nats-Msg-Id`` included."""
+    headers = {f"ce-{name}": percent_encode(value) for name, value in message.attributes.items()}
+    headers |= {
+        "Nats-Msg-Id": message.message_id,
+        "ce-specversion": "1.0",
+        "ce-id": percent_encode(message.id),
+        "ce-source": percent_encode(message.source),
+        "ce-type": percent_encode(message.type),
+        "ce-time": format_time(message.time),
+        "ce-datacontenttype": percent_encode(message.content_type),
+    }
+    if message.key is not None:
+        headers["ce-partitionkey"] = percent_encode(message.key)
+    if message.place is not None:
+        headers["forebay-lane"] = message.lane
+        headers["forebay-prev"] = str(message.prev or "none")
+        headers["forebay-hlc"] = format_tick(message.hlc)
+    optional = {
+        "forebay-cause": message.cause,
+        "traceparent": message.traceparent,
+        "tracestate": message.tracestate,
+    }
+    headers.update({name: value for name, value in optional.items() if value is not None})
+    return headers
+
+
+def identify(subject: str, headers: Mapping[str, str]) -> Identity:
+    """Read who wrote a stored event and where it stands, from subject and headers alone.
+
+    Raises:
+        HeaderError: subject, message id or one of the headers that place the event is missing or malformed.
+    """
+    node, service, kind = subject_parts(subject)
+    lower = {name.lower(): value for name, value in headers.items()}
+    text = _required(lower, "nats-msg-id")
+    message_id = parse_message_id(text)
+    if message_id is None:
+        return Identity(lower, text, node, service, kind)
+    if message_id.first != message_id.last:
+        raise HeaderError(f"message id {message_id} names a frame, and this body is a single event")
+    lane = _required(lower, "forebay-lane")
+    if not NAME.fullmatch(lane):
+        raise HeaderError(f"forebay-lane {lane!r} is not a name")
+    prev = parse_place(_required(lower, "forebay-prev"))
+    if prev is not None and prev.epoch == message_id.epoch:
+        raise HeaderError("forebay-prev names the message's own epoch")
+    return Identity(lower, str(message_id), node, service, kind, message_id.place, prev, lane)
+
+
+def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Message:
+    """Read the rest of a stored event. ``stored_at`` stands in for a foreign producer's missing time.
+
+    Raises:
+        HeaderError: an attribute is missing or malformed.
+        ForgedSourceError: ``ce-source`` is not the subject's node and service.
+        BodyError: the body is empty.
+    """
+    headers = identity.headers
+    if _required(headers, "ce-specversion") != "1.0":
+        raise HeaderError(f"ce-specversion {headers['ce-specversion']!r} is not 1.0")
+    source = percent_decode(_required(headers, "ce-source"))
+    if identity.service != GATEWAY and source != f"/{identity.node}/{identity.service}":
+        raise ForgedSourceError(f"ce-source {source!r} is not /{identity.node}/{identity.service}, as the subject says")
+    if not body:
+        raise BodyError("the body is empty")
+    if identity.place is not None:
+        _required(headers, "ce-time")
+    key, tick = headers.get("ce-partitionkey"), headers.get("forebay-hlc")
+    return Message(
+        message_id=identity.message_id,
+        node=identity.node,
+        service=identity.service,
+        kind=identity.kind,
+        id=percent_decode(_required(headers, "ce-id")),
+        source=source,
+        type=percent_decode(_required(headers, "ce-type")),
+        time=parse_time(percent_decode(headers["ce-time"])) if "ce-time" in headers else stored_at,
+        key=None if key is None else percent_decode(key),
+        content_type=percent_decode(headers.get("ce-datacontenttype", JSON)),
+        attributes={
+            name[3:]: percent_decode(value)
+            for name, value in headers.items()
+            if name.startswith("ce-") and name[3:] not in _KNOWN and _ATTRIBUTE.fullmatch(name[3:])
+        },
+        lane=identity.lane,
+        place=identity.place,
+        prev=identity.prev,
+        hlc=parse_tick(tick) if tick else 0,
+        cause=headers.get("forebay-cause"),
+        traceparent=headers.get("traceparent"),
+        tracestate=headers.get("tracestate"),
+        body=body,
+    )
+
+
+def subject_parts(subject: str) -> tuple[str, str, str]:
+    """Return node, service and kind of a stored event's subject.
+
+    Raises:
+        HeaderError: the subject is not ``evt.<p>.<node>.<service>.<kind>`` with names in it.
+    """
+    tokens = subject.split(".")
+    if len(tokens) != 5 or tokens[0] != "evt" or not all(NAME.fullmatch(token) for token in tokens[2:]):
+        raise HeaderError(f"subject {subject!r} is not evt.<partition>.<node>.<service>.<event>")
+    return tokens[2], tokens[3], tokens[4]
+
+
+def _required(headers: Mapping[str, str], name: str) -> str:
+    value = headers.get(name)
+    if not value:
+        raise HeaderError(f"header {name} is missing")
+    return value

@@ -1,0 +1,132 @@
+"""Which function handles which event, and how a message becomes the event that it gets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from forebay.envelope import GATEWAY, Message
+from forebay.errors import BodyError, ConfigurationError, HeaderError, UnknownVersionError
+from forebay.event import Event, parse_type
+
+Handler = Callable[..., None]
+ALL = "*"
+
+# What msgspec raises for a body: text that is not UTF-8 and nesting that is too deep are no DecodeError.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """One handler. Single: ``f(tx, event[, message])``; batch: ``f(tx, events, messages)``, lists of equal length.
+
+    A handler of everything (``event`` is None) gets the messages alone, as a list.
+    """
+
+    function: Handler
+    event: type[Event] | None
+    batch: bool
+    wants_message: bool
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.function.__name__
+
+
+class Handlers:
+    """The handlers of one consumer, by service and kind of event."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[tuple[str, str], dict[int, Registration]] = {}
+        self._everything: Registration | None = None
+        self._decoders: dict[type[Event], msgspec.json.Decoder[Event]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_kind) or self._everything is not None
+
+    @property
+    def services(self) -> list[str]:
+        """The services whose events this consumer reads, sorted; ``["*"]`` for all."""
+        return [ALL] if self._everything else sorted({service for service, _ in self._by_kind})
+
+    def add(self, event: type[Event], function: Handler, *, batch: bool) -> None:
+        """Let ``function`` handle one version of one event.
+
+        Raises:
+            ConfigurationError: that version has a handler already, or the function is a coroutine's or takes other
+                parameters.
+        """
+        spec = event.spec
+        if self._everything:
+            raise ConfigurationError(f"{spec.type} has a handler already, of everything: {self._everything.name}")
+        versions = self._by_kind.get((spec.service, spec.kind), {})
+        if spec.version in versions:
+            raise ConfigurationError(f"{spec.type} has a handler already: {versions[spec.version].name}")
+        count = _parameters(function)
+        if count not in ({3} if batch else {2, 3}):
+            wanted = "(tx, events, messages)" if batch else "(tx, event) or (tx, event, message)"
+            raise ConfigurationError(f"handler {function.__name__} takes {count} parameters", hint=f"take {wanted}")
+        versions[spec.version] = Registration(function, event, batch, count == 3)
+        self._by_kind[spec.service, spec.kind] = versions
+        self._decoders[event] = msgspec.json.Decoder(event)
+
+    def add_everything(self, function: Handler) -> None:
+        """Let ``function(tx, messages)`` handle every event of every service, in batches.
+
+        Raises:
+            ConfigurationError: there are handlers already, or the function is a coroutine's or takes other parameters.
+        """
+        if self._everything:
+            raise ConfigurationError(f"there is a handler of everything already: {self._everything.name}")
+        if self._by_kind:
+            raise ConfigurationError(
+                "a handler of everything would hide the others", hint="give it a service of its own"
+            )
+        if _parameters(function) != 2:
+            raise ConfigurationError(
+                f"handler {function.__name__} has the wrong parameters", hint="take (tx, messages)"
+            )
+        self._everything = Registration(function, None, batch=True, wants_message=True)
+
+    def find(self, message: Message) -> tuple[Registration, Event | None] | None:
+        """Return the handler of a message and the event it gets, or None where nothing handles its kind.
+
+        Raises:
+            UnknownVersionError: its kind is handled, its version is not.
+            HeaderError: its type does not belong to its subject.
+            BodyError: the body does not decode to the event's type.
+        """
+        if self._everything:
+            return self._everything, None
+        versions = self._by_kind.get((message.service, message.kind))
+        if versions is None:
+            return None
+        registration = versions[max(versions)] if message.service == GATEWAY else self._version(message, versions)
+        if registration.event is None:
+            return registration, None
+        try:
+            return registration, self._decoders[registration.event].decode(message.body)
+        except _UNREADABLE as error:
+            raise BodyError(f"the body is not a {message.type}: {error}") from None
+
+    @staticmethod
+    def _version(message: Message, versions: dict[int, Registration]) -> Registration:
+        parsed = parse_type(message.type)
+        if parsed is None or parsed[:2] != (message.service, message.kind):
+            raise HeaderError(f"ce-type {message.type!r} is not {message.service}.{message.kind}.v<N>, as its subject")
+        if parsed[2] not in versions:
+            known = ", ".join(f"v{version}" for version in sorted(versions))
+            raise UnknownVersionError(f"{message.type} is not a version that is handled here ({known})")
+        return versions[parsed[2]]
+
+
+def _parameters(function: Handler) -> int:
+    if inspect.iscoroutinefunction(function):
+        raise ConfigurationError(
+            f"handler {function.__name__} is a coroutine function", hint="make it a plain function"
+        )
+    kinds: Any = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in kinds for parameter in inspect.signature(function).parameters.values())

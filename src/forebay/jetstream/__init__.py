@@ -1,0 +1,1 @@
+"""The adapter to NATS JetStream: one connection for a process, publishing, pulling, topology."""

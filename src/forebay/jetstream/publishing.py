@@ -1,0 +1,335 @@
+"""Publishing to one stream, with one outcome for each message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Sequence
+from enum import Enum, auto
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import anyio
+import msgspec
+
+from forebay.errors import LinkError, NotPermittedError, PublishRefusedError
+from forebay.jetstream.connection import Connection, Incoming, Subscription
+from forebay.jetstream.replies import Replies
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 1_000
+"""Messages of one atomic batch; a limit of the server."""
+
+BATCH_ATTEMPTS = 4
+"""How often one batch is tried while the server answers that it timed out or that too many are open."""
+
+PUBLISH_TIMEOUT = 5.0
+"""Seconds for an acknowledgement."""
+
+_WRONG_STREAM, _IN_FLIGHT, _NO_BATCHES, _BATCH_INCOMPLETE, _TOO_MANY_BATCHES = 10060, 10158, 10174, 10176, 10199
+
+
+class Outgoing(NamedTuple):
+    """A message to publish; ``headers`` holds its ``Nats-Msg-Id``, without which no retry is safe."""
+
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Stored(NamedTuple):
+    """The broker says that it has the message, at this sequence; as ``duplicate`` it had its id before."""
+
+    sequence: int
+    duplicate: bool
+
+
+class Refused(NamedTuple):
+    """The broker said no: ``code`` is its ``err_code``, or 503 where no stream takes the subject.
+
+    ``of_stream``: it concerns the stream (full, another one, gone) and would meet any message; else this one alone.
+    """
+
+    code: int
+    description: str
+    of_stream: bool = False
+
+
+class Uncertain(NamedTuple):
+    """No answer came: the message may be stored, may be stored later, or not at all."""
+
+    why: str
+
+
+class Denied(NamedTuple):
+    """The credentials do not allow the subject."""
+
+    subject: str
+    why: str
+
+
+class NotSent(NamedTuple):
+    """Nothing that could be stored was sent: there was no connection, or an earlier message met a wall."""
+
+    why: str
+
+
+Outcome = Stored | Refused | Uncertain | Denied | NotSent
+
+
+class _Next(Enum):
+    AGAIN = auto()
+    SINGLES = auto()
+    SINGLES_AFTER_LOSS = auto()
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _PubAck(msgspec.Struct):
+    seq: int = 0
+    duplicate: bool = False
+    count: int = 0
+    error: _ApiError | None = None
+
+
+_decode_ack = msgspec.json.Decoder(_PubAck).decode
+
+
+class Publisher:
+    """Publishes to one stream and tells what became of each message. Safe for any number of tasks of one loop.
+
+    More than one message go as atomic batches: one sync to disk for up to 1,000 messages, about fourteen times the
+    rate of single publishes where the broker syncs always. A batch is refused as a whole if any id in it is known, so
+    whatever was uncertain is repeated singly, where a duplicate is a yes. An outcome ``Stored`` is still a hint: only
+    what the consumers confirm is safe.
+    """
+
+    def __init__(
+        self, connection: Connection, stream: str, *, timeout: float = PUBLISH_TIMEOUT, window: int = 256
+    ) -> None:
+        """Prepare a publisher; ``start`` it, or use it as an async context manager.
+
+        Args:
+            connection: the process's connection.
+            stream: the stream that every message names as the expected one.
+            timeout: seconds for each acknowledgement.
+            window: single messages that may await their acknowledgement at a time, over all calls.
+        """
+        self._connection = connection
+        self._stream = stream
+        self._timeout = timeout
+        self._slots = asyncio.Semaphore(window)
+        self._replies = Replies(connection.config.inbox_prefix)
+        self._subscription: Subscription | None = None
+        self._batches_proven = False
+        self._no_batches_in = 0
+
+    @property
+    def pending(self) -> int:
+        """Acknowledgements that are awaited now."""
+        return len(self._replies)
+
+    async def start(self) -> None:
+        """Begin to listen for acknowledgements."""
+        if self._subscription is None:
+            self._connection.watch(self._replies)
+            self._subscription = await self._connection.subscribe(self._replies.pattern, self._replies.receive)
+
+    async def stop(self) -> None:
+        """Stop listening; what is still awaited becomes uncertain."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._connection.unwatch(self._replies)
+            self._replies.lost("the publisher was stopped")
+            await subscription.unsubscribe()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def publish(self, messages: Sequence[Outgoing], *, atomic: bool = True) -> list[Outcome]:
+        """Publish in order and return one outcome per message, in the same order.
+
+        Nothing is raised for the broker's or the link's sake. A wall (no answer, no permission, a stream that is full
+        or another) stops the call: what comes after is ``NotSent``. Messages refused for themselves do not.
+
+        Args:
+            messages: any number; more than 1,000 go as several batches, one after the other.
+            atomic: use atomic batches where the stream allows them.
+        """
+        outcomes: list[Outcome] = []
+        for start in range(0, len(messages), MAX_BATCH):
+            chunk = messages[start : start + MAX_BATCH]
+            if any(map(_is_wall, outcomes[-MAX_BATCH:])):
+                outcomes += [NotSent("an earlier message was not stored")] * len(chunk)
+            elif atomic and len(chunk) > 1 and self._no_batches_in != self._connection.generation:
+                outcomes += await self._batch(chunk)
+            else:
+                outcomes += await self._singles(chunk)
+        return outcomes
+
+    async def _batch(self, messages: Sequence[Outgoing]) -> list[Outcome]:
+        for attempt in range(BATCH_ATTEMPTS):
+            result = await self._try_batch(messages)
+            if isinstance(result, list):
+                return result
+            if result is not _Next.AGAIN:
+                break
+            await anyio.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311
+        logger.info("batch.split", extra={"stream": self._stream, "messages": len(messages)})
+        outcomes = await self._singles(messages)
+        if result is _Next.SINGLES_AFTER_LOSS:  # the batch may be stored although these were not sent again
+            return [Uncertain(each.why) if isinstance(each, NotSent) else each for each in outcomes]
+        return outcomes
+
+    async def _try_batch(self, messages: Sequence[Outgoing]) -> list[Outcome] | _Next:
+        batch, count = secrets.token_hex(16), len(messages)
+        generation = self._connection.generation
+        begun_reply, begun = self._replies.expect((messages[0].subject,), self._timeout)
+        commit_reply = ""
+        try:
+            for number, message in enumerate(messages, 1):
+                headers = self._headers(message)
+                headers["Nats-Batch-Id"], headers["Nats-Batch-Sequence"] = batch, str(number)
+                reply = begun_reply if number == 1 else ""
+                if number == count:
+                    headers["Nats-Batch-Commit"] = "1"
+                    subjects = {each.subject for each in messages}
+                    reply, committed = self._replies.expect(subjects, self._timeout)
+                    commit_reply = reply
+                await self._connection.publish(message.subject, message.body, headers=headers, reply=reply)
+                # Until the stream is known to take batches, one message is enough to find out.
+                if number == 1 and not self._batches_proven and (refusal := self._refusal(await begun, count)):
+                    return refusal
+            result = await committed
+        except PublishRefusedError:
+            return _Next.SINGLES
+        except LinkError as error:
+            return [NotSent(str(error))] * count
+        finally:
+            self._replies.forget(begun_reply)
+            self._replies.forget(commit_reply)
+        if isinstance(result, LinkError) and not isinstance(result, NotPermittedError):
+            if self._connection.connected and self._connection.generation == generation:
+                return _Next.SINGLES_AFTER_LOSS
+            return [Uncertain(str(result))] * count
+        # A batch that was refused at its first message ends with a commit that only says "incomplete".
+        first = begun.result() if begun.done() and not begun.cancelled() else None
+        refusal = (first and self._refusal(first, count)) or self._refusal(result, count)
+        if refusal:
+            return refusal
+        self._batches_proven = True
+        ack = _read(result)
+        if not isinstance(ack, _PubAck) or ack.count != count:
+            return _Next.SINGLES_AFTER_LOSS
+        return [Stored(ack.seq - count + number, duplicate=False) for number in range(1, count + 1)]
+
+    def _refusal(self, result: Incoming | LinkError, count: int) -> list[Outcome] | _Next | None:
+        """Return what a refused batch comes to; None if this answer does not refuse it."""
+        if isinstance(result, NotPermittedError):
+            return _Next.SINGLES
+        if isinstance(result, LinkError):
+            return [Uncertain(str(result)), *[NotSent("the batch was not taken up")] * (count - 1)]
+        if not result.body and not result.status:
+            return None
+        ack = _read(result)
+        code = ack.error.err_code if isinstance(ack, _PubAck) and ack.error else 0
+        if code == _NO_BATCHES:
+            self._no_batches_in, self._batches_proven = self._connection.generation, False
+            return _Next.SINGLES
+        if code in (_BATCH_INCOMPLETE, _TOO_MANY_BATCHES):
+            return _Next.AGAIN
+        refused = _refused(ack)
+        if refused is None:
+            return None
+        return [refused] * count if refused.of_stream else _Next.SINGLES
+
+    async def _singles(self, messages: Sequence[Outgoing]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        sent: dict[str, asyncio.Future[Incoming | LinkError]] = {}
+        wall = ""
+
+        def settled(index: int, answer: asyncio.Future[Incoming | LinkError]) -> None:
+            nonlocal wall
+            self._slots.release()
+            if not answer.cancelled():
+                outcome = outcomes.setdefault(index, _verdict(answer.result(), messages[index].subject))
+                if _is_wall(outcome):
+                    wall = wall or "an earlier message was not stored"
+
+        try:
+            for index, message in enumerate(messages):
+                await self._slots.acquire()
+                if wall:
+                    self._slots.release()
+                    break
+                reply, answer = self._replies.expect((message.subject,), self._timeout)
+                answer.add_done_callback(partial(settled, index))
+                sent[reply] = answer
+                try:
+                    await self._connection.publish(
+                        message.subject, message.body, headers=self._headers(message), reply=reply
+                    )
+                except LinkError as error:
+                    refused = isinstance(error, PublishRefusedError)
+                    outcomes[index] = Refused(error.code, str(error)) if refused else NotSent(str(error))  # type: ignore[attr-defined]
+                    self._replies.settle(reply, error)
+                    if not refused:
+                        wall = str(error)
+            if sent:
+                await asyncio.wait(sent.values())
+                await asyncio.sleep(0)  # let the last `settled` run
+        finally:
+            for reply in sent:
+                self._replies.forget(reply)
+        return [outcomes.get(index) or NotSent(wall) for index in range(len(messages))]
+
+    def _headers(self, message: Outgoing) -> dict[str, str]:
+        return {**message.headers, "Nats-Expected-Stream": self._stream}
+
+
+def _is_wall(outcome: Outcome) -> bool:
+    return not isinstance(outcome, Stored) and not (isinstance(outcome, Refused) and not outcome.of_stream)
+
+
+def _verdict(result: Incoming | LinkError, subject: str) -> Outcome:
+    if isinstance(result, NotPermittedError):
+        return Denied(subject, str(result))
+    if isinstance(result, LinkError):
+        return Uncertain(str(result))
+    ack = _read(result)
+    if isinstance(ack, _PubAck) and ack.error is not None and ack.error.err_code == _IN_FLIGHT:
+        return Uncertain(ack.error.description)
+    return _refused(ack) or (Stored(ack.seq, ack.duplicate) if isinstance(ack, _PubAck) else Uncertain(str(ack)))
+
+
+def _read(result: Incoming | LinkError) -> _PubAck | LinkError:
+    if isinstance(result, LinkError):
+        return result
+    if result.status:
+        description = result.headers.get("Description") or "no stream takes this subject"
+        return _PubAck(error=_ApiError(result.status, result.status, description))
+    try:
+        return _decode_ack(result.body)
+    except msgspec.MsgspecError:
+        return LinkError("the broker's acknowledgement cannot be read")
+
+
+def _refused(ack: _PubAck | LinkError) -> Refused | None:
+    if isinstance(ack, LinkError) or ack.error is None:
+        return None
+    code = ack.error.err_code or ack.error.code
+    return Refused(code, ack.error.description, of_stream=ack.error.code >= 500 or code == _WRONG_STREAM)

@@ -1,0 +1,378 @@
+"""The outbox: events become rows in the transaction that caused them, and stay until they are confirmed.
+
+A place is taken inside the committing transaction (I3): sequences are dense, a rolled-back unit leaves no hole, and a
+crash at any line leaves either the domain rows and their events or neither.
+"""
+
+from __future__ import annotations
+
+import time as wall
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from forebay.clock import HybridClock
+from forebay.envelope import JSON, Message, event_subject, format_time, parse_time
+from forebay.errors import BudgetSpentError, ConfigurationError, EventTooLargeError
+from forebay.identity import Origin, Place, checked_name, new_epoch, parse_place
+from forebay.lanes import Lane
+from forebay.protocol.confirmation import ChainLink, ConfirmedBy
+from forebay.transaction import Row, Transaction
+
+MAX_EVENT_BYTES = 256 * 1024
+"""Bytes of one event's body."""
+
+MAX_METADATA_BYTES = 16 * 1024
+"""Bytes of an event's key, type and attributes. Percent-encoded they are at most three times as many, and a broker
+takes 64 KiB of headers: what is above would be refused for ever."""
+
+ROW_BYTES = 160
+"""What a row takes beside its texts and its body, measured as file growth per row on SQLite."""
+
+BLOCKED_RETRY_AFTER = 5.0
+"""Seconds to wait before a write into a spent budget is worth another try."""
+
+_ORIGIN = """
+    select o.id as origin, o.bytes, e.id as epoch_id, e.epoch, e.opening, e.last
+    from forebay_origin o left join forebay_epoch e
+      on e.id = (select max(id) from forebay_epoch where origin = o.id)
+    where o.lane = :lane and o.destination = ''"""
+
+_OLDEST = """
+    select min(x.id) from forebay_epoch x
+    where x.origin = o.id and exists (select 1 from forebay_outbox r where r.epoch = x.id)"""
+
+_EPOCHS = f"""
+    select e.id, e.epoch from forebay_epoch e join forebay_origin o on o.id = e.origin
+    where o.lane = :lane and o.destination = ''
+      and e.id >= coalesce((select id from forebay_epoch where epoch = :epoch), ({_OLDEST}), 0)
+    order by e.id"""
+
+_ROWS = """
+    select e.epoch, e.prev, o.kind, o.sequence, o.type, o.key, o.time, o.hlc, o.cause, o.extra, o.body, o.bytes
+    from forebay_outbox o join forebay_epoch e on e.id = o.epoch
+    where o.epoch = :epoch_id and o.sequence > :sequence order by o.sequence limit :limit"""
+
+
+class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What only some rows carry: the CloudEvents fields that are not implied by the place, and the trace."""
+
+    id: str | None = None
+    source: str | None = None
+    content_type: str = JSON
+    attributes: dict[str, str] = {}
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+NO_EXTRA = Extra()
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """An event on its way into the outbox."""
+
+    lane: str
+    kind: str
+    type: str
+    body: bytes
+    time: datetime
+    key: str | None = None
+    cause: str | None = None
+    extra: Extra = NO_EXTRA
+
+
+class Tail:
+    """The end of one origin within one transaction, written back by ``Outbox.flush``."""
+
+    __slots__ = ("bytes", "drafts", "epoch", "epoch_id", "last", "origin", "prev", "size")
+
+    def __init__(self, row: Row, opening: str) -> None:
+        self.origin: int = row["origin"]
+        self.bytes: int = row["bytes"]
+        self.epoch_id: int | None = None
+        if row["opening"] == opening:
+            self.epoch_id, self.epoch, self.last, self.prev = row["epoch_id"], row["epoch"], row["last"], ""
+        else:
+            # The first write since the store was opened takes a new epoch (I2), which says for its whole life what
+            # came before it (I5). Its row is written with its first event: an epoch without events would be a place
+            # that nobody can reach.
+            self.epoch, self.last = new_epoch(), 0
+            self.prev = "none" if row["epoch"] is None else str(Place(row["epoch"], row["last"]))
+        self.size = 0
+        self.drafts: list[dict[str, Any]] = []
+
+
+class Outbox:
+    """The outbox of one service's store.
+
+    Its methods take the transaction that they work in; none of them commits. The store is bound to its node (I6).
+    """
+
+    def __init__(self, node: str, service: str, lanes: Sequence[Lane]) -> None:
+        self.node = checked_name(node, "node")
+        self.service = checked_name(service, "service")
+        self.lanes = {lane.name: lane for lane in lanes}
+        self.clock = HybridClock()
+        self._extra = msgspec.json.Decoder(Extra)
+
+    # --- opening
+
+    def bind(self, tx: Transaction, store_id: str) -> str:
+        """Bind a new store to this node and service, or check that it is theirs; return the store's id.
+
+        Raises:
+            ConfigurationError: the store belongs to another node or service (I6), or a lane that still has events is
+                not declared.
+        """
+        rows = tx.execute("select id, node, service from forebay_store")
+        if not rows:
+            tx.execute(
+                "insert into forebay_store (one, id, node, service) values (1, :id, :node, :service)",
+                id=store_id,
+                node=self.node,
+                service=self.service,
+            )
+        elif (rows[0]["node"], rows[0]["service"]) != (self.node, self.service):
+            raise ConfigurationError(
+                f"this store belongs to service {rows[0]['service']!r} of node {rows[0]['node']!r}, "
+                f"not to {self.service!r} of {self.node!r}",
+                hint="give the data folder of this node, or the node's own name",
+            )
+        stranded = tx.execute("select lane from forebay_origin where destination = '' and bytes > 0")
+        if gone := [row["lane"] for row in stranded if row["lane"] not in self.lanes]:
+            raise ConfigurationError(
+                f"service {self.service!r} has events in lane {gone[0]!r}, which it does not declare any more",
+                hint="declare the lane until they are confirmed and freed",
+            )
+        tx.executemany(
+            "insert into forebay_origin (lane) values (:lane) on conflict do nothing",
+            [{"lane": lane} for lane in self.lanes],
+        )
+        self.clock.resume(tx.execute("select coalesce(max(clock), 0) as clock from forebay_origin")[0]["clock"])
+        return str(rows[0]["id"]) if rows else store_id
+
+    # --- writing
+
+    def append(self, tx: Transaction, tails: dict[str, Tail], draft: Draft) -> Place:
+        """Take the next place of the draft's lane; the row is written by ``flush``, in the same transaction.
+
+        Raises:
+            ConfigurationError: the service has no such lane.
+            EventTooLargeError: the body is above ``MAX_EVENT_BYTES``, or what goes into headers above
+                ``MAX_METADATA_BYTES``.
+            BudgetSpentError: the lane's budget is spent.
+        """
+        if len(draft.body) > MAX_EVENT_BYTES:
+            raise EventTooLargeError(
+                f"the event {draft.type!r} has {len(draft.body)} bytes, the limit is {MAX_EVENT_BYTES}"
+            )
+        tail = tails.get(draft.lane) or tails.setdefault(draft.lane, self._open_tail(tx, draft.lane))
+        extra = None if draft.extra == NO_EXTRA else msgspec.json.encode(draft.extra).decode()
+        texts = (draft.kind, draft.type, draft.key, draft.cause, extra)
+        metadata = sum(len(text.encode()) for text in texts if text)
+        if metadata > MAX_METADATA_BYTES:
+            raise EventTooLargeError(
+                f"the key and attributes of the event {draft.type[:64]!r} have {metadata} bytes, "
+                f"the limit is {MAX_METADATA_BYTES}"
+            )
+        size = ROW_BYTES + len(draft.body) + metadata
+        lane = self.lanes[draft.lane]
+        if tail.bytes + tail.size + size > lane.budget_bytes:
+            raise BudgetSpentError(draft.lane, lane.budget_bytes, BLOCKED_RETRY_AFTER)
+        # Whatever can fail comes before the place is taken: a unit may catch the error and go on.
+        row = {
+            "sequence": tail.last + 1,
+            "kind": draft.kind,
+            "type": draft.type,
+            "key": draft.key,
+            "time": format_time(draft.time),
+            "hlc": self.clock.tick(),
+            "cause": draft.cause,
+            "extra": extra,
+            "body": draft.body,
+            "bytes": size,
+            "written_at": wall.time_ns() // 1_000_000,
+        }
+        tail.drafts.append(row)
+        tail.last += 1
+        tail.size += size
+        return Place(tail.epoch, tail.last)
+
+    def flush(self, tx: Transaction, tails: Mapping[str, Tail]) -> None:
+        """Write what was appended: the rows, the epochs' ends and the origins' books."""
+        for tail in tails.values():
+            if not tail.drafts:
+                continue
+            if tail.epoch_id is None:
+                tail.epoch_id = tx.execute(
+                    "insert into forebay_epoch (origin, epoch, opening, prev)"
+                    " values (:origin, :epoch, :opening, :prev) returning id",
+                    origin=tail.origin,
+                    epoch=tail.epoch,
+                    opening=tx.opening,
+                    prev=tail.prev,
+                )[0]["id"]
+            for draft in tail.drafts:
+                draft["epoch"] = tail.epoch_id
+            tx.executemany(
+                "insert into forebay_outbox (epoch, sequence, kind, type, key, time, hlc, cause, extra, body, bytes,"
+                " written_at) values (:epoch, :sequence, :kind, :type, :key, :time, :hlc, :cause, :extra, :body,"
+                " :bytes, :written_at)",
+                tail.drafts,
+            )
+            tx.execute("update forebay_epoch set last = :last where id = :id", last=tail.last, id=tail.epoch_id)
+            tx.execute(
+                "update forebay_origin set bytes = bytes + :size, written = written + :count, clock = :clock"
+                " where id = :id",
+                size=tail.size,
+                count=len(tail.drafts),
+                clock=tail.drafts[-1]["hlc"],
+                id=tail.origin,
+            )
+
+    def _open_tail(self, tx: Transaction, lane: str) -> Tail:
+        if lane not in self.lanes:
+            known = ", ".join(self.lanes) or "none"
+            raise ConfigurationError(
+                f"service {self.service!r} has no lane {lane!r} (it has: {known})",
+                hint=f"declare it: Service({self.service!r}, lanes=[Lane({lane!r})])",
+            )
+        return Tail(tx.execute(_ORIGIN, lane=lane)[0], tx.opening)
+
+    # --- reading, for the relay
+
+    def after(self, tx: Transaction, lane: str, place: Place | None, *, limit: int, max_bytes: int) -> list[Message]:
+        """Return the lane's events after a place (None: from the oldest), in order, at least one if there is one."""
+        found: list[Message] = []
+        size = 0
+        epochs = tx.execute(_EPOCHS, lane=lane, epoch=place.epoch if place else "")
+        for epoch in epochs:
+            sequence = place.sequence if place and epoch["epoch"] == place.epoch else 0
+            for row in tx.execute(_ROWS, epoch_id=epoch["id"], sequence=sequence, limit=limit - len(found)):
+                size += row["bytes"]
+                if found and size > max_bytes:
+                    return found
+                found.append(self._message(lane, row))
+            if len(found) >= limit:
+                break
+        return found
+
+    def within(
+        self, tx: Transaction, lane: str, epoch: str, places: tuple[int, int], *, limit: int, max_bytes: int
+    ) -> list[Message]:
+        """Return those events of a range of places (first, last) that are still here, in order, at least one."""
+        first, last = places
+        found = self.after(tx, lane, Place(epoch, first - 1), limit=limit, max_bytes=max_bytes)
+        return [message for message in found if message.place and message.place <= Place(epoch, last)]
+
+    def subject(self, message: Message) -> str:
+        """The subject that a message of this outbox is published on."""
+        return event_subject(self.node, self.service, message.kind)
+
+    def _message(self, lane: str, row: Row) -> Message:
+        extra = self._extra.decode(row["extra"]) if row["extra"] else NO_EXTRA
+        place = Place(row["epoch"], row["sequence"])
+        return Message(
+            message_id=str(place),
+            node=self.node,
+            service=self.service,
+            kind=row["kind"],
+            id=extra.id or str(place),
+            source=extra.source or f"/{self.node}/{self.service}",
+            type=row["type"],
+            time=parse_time(row["time"]),
+            key=row["key"],
+            content_type=extra.content_type,
+            attributes=extra.attributes,
+            lane=lane,
+            place=place,
+            prev=parse_place(row["prev"]),
+            hlc=row["hlc"],
+            cause=row["cause"],
+            traceparent=extra.traceparent,
+            tracestate=extra.tracestate,
+            body=row["body"],
+        )
+
+    # --- confirmation
+
+    def chain(self, tx: Transaction, lane: str) -> list[ChainLink]:
+        """Return the lane's epochs from the oldest that still has rows to the newest (O2)."""
+        rows = tx.execute(
+            "select e.epoch, e.prev from forebay_epoch e join forebay_origin o on o.id = e.origin"
+            " where o.lane = :lane and o.destination = ''"
+            f" and e.id >= coalesce(({_OLDEST}), (select max(id) from forebay_epoch where origin = o.id))"
+            " order by e.id",
+            lane=lane,
+        )
+        return [ChainLink(row["epoch"], row["prev"]) for row in rows]
+
+    def ends(self, tx: Transaction, lane: str) -> list[Place]:
+        """Return the last place of each epoch of a lane that still has rows, the oldest first."""
+        rows = tx.execute(
+            "select e.epoch, e.last from forebay_epoch e join forebay_origin o on o.id = e.origin"
+            " where o.lane = :lane and o.destination = ''"
+            " and exists (select 1 from forebay_outbox r where r.epoch = e.id) order by e.id",
+            lane=lane,
+        )
+        return [Place(row["epoch"], row["last"]) for row in rows]
+
+    def has_earlier_events(self, tx: Transaction) -> bool:
+        """Whether events are here that were written before the store was opened."""
+        return bool(
+            tx.execute(
+                "select 1 from forebay_epoch e where e.opening <> :opening"
+                " and exists (select 1 from forebay_outbox r where r.epoch = e.id) limit 1",
+                opening=tx.opening,
+            )
+        )
+
+    def floor(self, tx: Transaction, lane: str) -> str | None:
+        """Return the place up to which this node no longer has the lane's events (O1)."""
+        rows = tx.execute(
+            "select floor_epoch, floor_sequence from forebay_origin where lane = :lane and destination = ''", lane=lane
+        )
+        row = rows[0] if rows else None
+        return None if row is None or row["floor_epoch"] is None else f"{row['floor_epoch']}-{row['floor_sequence']}"
+
+    def free(self, tx: Transaction, lane: str, epoch: str, upto: int, *, limit: int) -> int:
+        """Free at most ``limit`` rows of an epoch up to a sequence, raise the floor and return how many went.
+
+        The caller frees only a prefix of the whole origin (O1): every older epoch is empty.
+        """
+        gone = tx.execute(
+            "delete from forebay_outbox where rowid in (select r.rowid from forebay_outbox r"
+            " join forebay_epoch e on e.id = r.epoch where e.epoch = :epoch and r.sequence <= :upto"
+            " order by r.sequence limit :limit) returning bytes, sequence",
+            epoch=epoch,
+            upto=upto,
+            limit=limit,
+        )
+        if gone:
+            tx.execute(
+                "update forebay_origin set bytes = bytes - :size, confirmed = confirmed + :count,"
+                " floor_epoch = :epoch, floor_sequence = :floor where lane = :lane and destination = ''",
+                size=sum(row["bytes"] for row in gone),
+                count=len(gone),
+                epoch=epoch,
+                floor=max(row["sequence"] for row in gone),
+                lane=lane,
+            )
+        return len(gone)
+
+    def confirmed_by(self, tx: Transaction) -> ConfirmedBy | None:
+        """Return the consumers that this service's events need, as last heard from the core (S3)."""
+        text = tx.execute("select confirmed_by from forebay_store")[0]["confirmed_by"]
+        return None if text is None else msgspec.json.decode(text, type=ConfirmedBy)
+
+    def remember_confirmed_by(self, tx: Transaction, known: ConfirmedBy) -> None:
+        """Keep a newer list of consumers; an older one changes nothing."""
+        current = self.confirmed_by(tx)
+        if current is None or known.version > current.version:
+            tx.execute("update forebay_store set confirmed_by = :text", text=msgspec.json.encode(known).decode())
+
+    def origin(self, lane: str) -> Origin:
+        """The origin of one of this outbox's lanes."""
+        return Origin(self.node, self.service, lane)

@@ -1,0 +1,160 @@
+"""A process: services of one node, one connection, one HTTP server; started, watched and stopped together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import anyio
+import msgspec
+import uvicorn
+
+from forebay.application import build_application
+from forebay.confirming import GRACE
+from forebay.errors import ConfigurationError
+from forebay.identity import checked_name
+from forebay.jetstream.connection import Connection, ConnectionConfig
+from forebay.project import LoadedService, Project
+from forebay.running import RunningService
+from forebay.sd_notify import Notifier
+
+logger = logging.getLogger(__name__)
+
+CORE = "core"
+"""The node that the central services are, unless told otherwise."""
+
+STOP_TIMEOUT = 2
+"""Seconds that requests under way have to end when the process is told to stop."""
+
+
+class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process is told.
+
+    Attributes:
+        node: the node's name.
+        data: the data folder; databases are ``nodes/<node>/<service>.db`` in it, and ``core/<service>.db``.
+        nats: the broker's URLs, by comma.
+        port: of HTTP; 0 takes a free one.
+        host: address to listen on.
+        grace: seconds for which confirmed events stay (the grace tail).
+    """
+
+    node: str
+    data: Path
+    nats: str
+    port: int
+    host: str = "127.0.0.1"
+    grace: float = GRACE
+
+    def __post_init__(self) -> None:
+        checked_name(self.node, "node")
+        if not 0 <= self.port <= 65535:
+            raise ConfigurationError(f"port {self.port} is none", hint="give 0 to 65535")
+
+    def database(self, service: str) -> Path:
+        """Where a service's database is."""
+        folder = self.data / CORE if self.node == CORE else self.data / "nodes" / self.node
+        return folder / f"{service}.db"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: the process stops its parts in an order of its own.
+
+    Args:
+        config: uvicorn's.
+        on_started: called once HTTP is answered.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run_process(config: ProcessConfig, project: Project, services: Sequence[LoadedService]) -> None:
+    """Run until SIGTERM or SIGINT, then stop: HTTP first, then what is in flight, then the databases.
+
+    Raises:
+        ConfigurationError: a setting or a database cannot be used.
+        StoreError: a database cannot be opened.
+    """
+    connection = Connection(
+        ConnectionConfig(
+            servers=[url.strip() for url in config.nats.split(",") if url.strip()],
+            name=config.node,
+            inbox_prefix=f"_INBOX_{config.node}",
+        )
+    )
+    notifier = Notifier.from_environment(os.environ)
+    async with AsyncExitStack() as stack:
+        listening = stack.enter_context(_listen(config.host, config.port))
+        running = []
+        for declared, migrations in services:
+            service = RunningService(
+                declared, config.node, config.database(declared.name), connection, project.settings(declared.name)
+            )
+            stack.push_async_callback(service.close)
+            await service.open(migrations, grace=config.grace)
+            running.append(service)
+        application = build_application(running, lambda: connection.connected, version("forebay"))
+        server = _Server(
+            uvicorn.Config(
+                application,
+                host=config.host,
+                port=config.port,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=STOP_TIMEOUT,
+            ),
+            on_started=notifier.ready,
+        )
+        services_named = [service.name for service in running]
+        port = listening.getsockname()[1]
+        logger.info("process.started", extra={"node": config.node, "services": services_named, "port": port})
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(connection.run)
+            for service in running:
+                await service.start(tasks)
+            tasks.start_soon(_stop_on_signal, server)
+            tasks.start_soon(notifier.watch)
+            await server.serve(sockets=[listening])
+            notifier.stopping()
+            logger.info("process.stopping", extra={"node": config.node})
+            tasks.cancel_scope.cancel()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen()  # only this tells that nobody else listens there
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint="give another --port, or stop what uses it"
+        ) from error
+    return listening
+
+
+async def _stop_on_signal(server: uvicorn.Server) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if server.should_exit:
+                server.force_exit = True
+            server.should_exit = True

@@ -1,0 +1,147 @@
+"""One service at work: its store, and the relay, the confirmations and the consumer that it needs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from forebay.answering import Answering
+from forebay.confirming import Confirming
+from forebay.consumer import Consumer
+from forebay.errors import HeaderError
+from forebay.identity import Place, parse_message_id
+from forebay.jetstream.connection import Connection
+from forebay.jetstream.publishing import Publisher
+from forebay.outbox import Outbox
+from forebay.relay import Relay
+from forebay.service import Service
+from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite.lock import FileLock
+from forebay.tracking import Whereabouts, find
+from forebay.unit_of_work import UnitStore
+
+ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
+"""The engine's own tables, the same in every service's database."""
+
+
+class RunningService:
+    """A service with its database open. ``start`` its parts in a task group, ``close`` it after they have ended.
+
+    Attributes:
+        outbox, store: always there.
+        relay, confirming: where the service has lanes.
+        consumer: where it has handlers.
+    """
+
+    def __init__(
+        self, declared: Service, node: str, path: Path, connection: Connection, settings: Mapping[str, Any]
+    ) -> None:
+        self.declared = declared
+        self.path = path
+        self.settings = settings
+        self.outbox = Outbox(node, declared.name, declared.lanes)
+        self.relay: Relay | None = None
+        self.confirming: Confirming | None = None
+        self.consumer: Consumer | None = None
+        self._connection = connection
+        self._lock = FileLock(path)
+        self._sqlite: SqliteStore | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
+        self._answering: Answering | None = None
+        self._publisher: Publisher | None = None
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        return self.declared.name
+
+    @property
+    def store(self) -> UnitStore:
+        """The service's store; open it first."""
+        if self._sqlite is None:
+            raise RuntimeError(f"service {self.name} is not open")
+        return UnitStore(self._sqlite, self.outbox)
+
+    async def open(self, migrations: Path | None, *, grace: float) -> None:
+        """Lock, open and migrate the database, and bind it to this node.
+
+        Raises:
+            ConfigurationError: another process has it, it belongs to another node, or its migrations are wrong.
+            StoreError: the database cannot be opened.
+        """
+        self._lock.acquire()
+        sets = [ENGINE, *([MigrationSet(self.name, migrations)] if migrations else [])]
+        sqlite = self._sqlite = await SqliteStore.open(self.path, migrations=sets)
+        store = self.store
+        store_id = await sqlite.write(self.outbox.bind, uuid.uuid4().hex)
+        if self.outbox.lanes:
+            self._publisher = Publisher(self._connection, "EVENTS")
+            self.relay = Relay(
+                self.outbox,
+                store,
+                self._connection,
+                self._publisher,
+                confirmed_upto=self._confirmed_upto,
+                on_forwarded=self._wake_confirming,
+            )
+            self.confirming = Confirming(self.outbox, store, self._connection, self.relay, grace=grace)
+            self._unsubscribe = sqlite.on_commit(self.relay.wake)
+        if self.declared.handlers:
+            self.consumer = Consumer(self.name, self.declared.handlers, store, store_id, self._connection)
+            self._answering = Answering(self.consumer, store, store_id, self._connection)
+
+    async def start(self, tasks: TaskGroup) -> None:
+        """Start the parts in ``tasks``; returns when each says that it runs."""
+        if self._publisher is not None:
+            await self._publisher.start()
+        for part in (self.relay, self.confirming, self.consumer, self._answering):
+            if part is not None:
+                await tasks.start(part.run)
+
+    async def close(self) -> None:
+        """Close the database and give up the lock; may be called at any stage, also twice."""
+        self._unsubscribe()
+        with anyio.CancelScope(shield=True):
+            if self._publisher is not None:
+                await self._publisher.stop()
+            if self._sqlite is not None:
+                await self._sqlite.close()
+        self._lock.release()
+
+    def problems(self) -> list[str]:
+        """Say why this service is not ready: what it does for others stands still. An edge without a link is ready."""
+        found = []
+        if self.consumer is not None:
+            if not self._connection.connected:
+                why = self._connection.last_error
+                found.append(f"{self.name}: does not read: no connection to the broker{f': {why}' if why else ''}")
+            elif self.consumer.problem:
+                found.append(f"{self.name}: does not read: {self.consumer.problem}")
+            found += [
+                f"{self.name}: partition {partition} waits behind {stall.message_id}: {stall.error}"
+                for partition, stall in sorted(self.consumer.stalled.items())
+            ]
+        return found
+
+    async def find(self, message_id: str) -> Whereabouts | None:
+        """Tell where one of this service's own events is; None for one that it never wrote."""
+        try:
+            identity = parse_message_id(message_id)
+        except HeaderError:
+            return None
+        if identity is None or self.relay is None or self.confirming is None:
+            return None
+        return await find(self.store, self.relay, self.confirming, identity.place)
+
+    async def _confirmed_upto(self) -> Mapping[str, Place]:
+        return await self.confirming.confirmed_upto() if self.confirming is not None else {}
+
+    def _wake_confirming(self) -> None:
+        if self.confirming is not None:
+            self.confirming.wake()

@@ -1,0 +1,149 @@
+"""A service: one object that ties event handlers, lanes and HTTP routes together.
+
+Declaring a service opens nothing. ``forebay run`` (or ``forebay.process``) gives it a store, a relay, a consumer and a
+place in the process's HTTP application.
+
+Example:
+    >>> from forebay import Event, Lane, Service, UnitOfWork
+    >>> class DoorOpened(Event, service="door", kind="door-opened", key="door"):
+    ...     door: str
+    >>> door = Service("door", lanes=[Lane("ledger", budget="8MiB")])
+    >>> audit = Service("audit")
+    >>> @audit.on(DoorOpened)
+    ... def note(tx: UnitOfWork, opened: DoorOpened) -> None:
+    ...     tx.execute("insert into opened (door) values (:door)", door=opened.door)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import litestar
+import msgspec
+from litestar import Router
+from litestar.di import NamedDependency, Provide
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import JSONBody
+from litestar.types import AnyCallable
+
+from forebay.errors import ConfigurationError
+from forebay.event import Event
+from forebay.handlers import Handler, Handlers
+from forebay.identity import checked_name
+from forebay.json_body import JsonBody, json_only
+from forebay.lanes import Lane
+from forebay.problems import problem_responses
+from forebay.unit_of_work import UnitStore
+
+H = TypeVar("H", bound=Handler)
+
+_MARKERS: dict[str, Any] = {"data": JSONBody, "store": NamedDependency, "settings": NamedDependency}
+"""What Litestar wants to see around the types of these parameters."""
+
+
+class Service:
+    """A service's declaration.
+
+    Args:
+        name: its name; a token of its events' subjects, its folder under ``/`` in HTTP, and its consumer's name.
+        lanes: the lanes that its events may use, highest priority first; none for a service that emits nothing.
+        settings: the type of the table ``[<name>]`` of ``forebay.toml``; a msgspec Struct.
+
+    Raises:
+        ConfigurationError: the name is none, or a lane is there twice.
+    """
+
+    def __init__(self, name: str, *, lanes: Sequence[Lane] = (), settings: type[Any] = dict) -> None:
+        self.name = checked_name(name, "service")
+        self.lanes = tuple(lanes)
+        self.settings_type = settings
+        self.handlers = Handlers()
+        self._routes: list[HTTPRouteHandler] = []
+        names = [lane.name for lane in self.lanes]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"service {name!r} names a lane twice")
+
+    def on(self, event: type[Event], *, batch: bool = False) -> Callable[[H], H]:
+        """Handle one version of an event: ``f(tx, event)`` or ``f(tx, event, message)``.
+
+        With ``batch=True`` the handler is ``f(tx, events, messages)`` and gets consecutive events as two lists of equal
+        length; it then names the cause of what it emits (``tx.emit(..., cause=message)``). A handler runs in the
+        transaction of the inbox, on the store's thread, and may run twice before it counts once.
+        """
+
+        def register(function: H) -> H:
+            self.handlers.add(event, function, batch=batch)
+            return function
+
+        return register
+
+    def every(self, function: H) -> H:
+        """Handle every event of every service: ``f(tx, messages)``, in batches."""
+        self.handlers.add_everything(function)
+        return function
+
+    def get(self, path: str, *, problems: Sequence[int] = (), **options: Any) -> Callable[[AnyCallable], AnyCallable]:
+        """Serve ``GET /<service><path>``. A parameter ``store`` gets the service's ``UnitStore``.
+
+        Args:
+            path: below the service's folder, as Litestar writes it.
+            problems: the statuses of the problem documents (RFC 9457) that it answers with.
+            options: handed to ``litestar.get``.
+        """
+        return self._route(litestar.get, path, problems, options)
+
+    def post(self, path: str, *, problems: Sequence[int] = (), **options: Any) -> Callable[[AnyCallable], AnyCallable]:
+        """Serve ``POST /<service><path>``; see ``get``.
+
+        A parameter ``data`` gets the JSON body, decoded strictly to its type; a route that takes the ``request``
+        instead reads the body as it likes.
+        """
+        return self._route(litestar.post, path, problems, options)
+
+    def router(self, store: UnitStore, settings: Mapping[str, Any] | None = None) -> Router:
+        """Return the routes, mounted under ``/<service>``, with ``store`` and ``settings`` for those that ask for them.
+
+        Args:
+            store: the service's store.
+            settings: the table ``[<service>]`` of ``forebay.toml``.
+
+        Raises:
+            ConfigurationError: the settings are not of the service's type.
+        """
+        try:
+            known = msgspec.convert(dict(settings or {}), self.settings_type)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"[{self.name}] in forebay.toml: {error}") from error
+        return Router(
+            path=f"/{self.name}",
+            route_handlers=self._routes,
+            dependencies={
+                "store": Provide(lambda: store, sync_to_thread=False),
+                "settings": Provide(lambda: known, sync_to_thread=False),
+            },
+            tags=[self.name],
+        )
+
+    def _route(
+        self, verb: Callable[..., Any], path: str, problems: Sequence[int], options: dict[str, Any]
+    ) -> Callable[[AnyCallable], AnyCallable]:
+        options["responses"] = {**problem_responses(problems), **options.get("responses", {})}
+
+        def register(function: AnyCallable) -> AnyCallable:
+            _mark_parameters(function)
+            if "data" in inspect.signature(function).parameters:
+                options.setdefault("dto", JsonBody)
+                options["guards"] = [json_only, *(options.get("guards") or ())]
+            self._routes.append(verb(path, **options)(function))
+            return function
+
+        return register
+
+
+def _mark_parameters(function: Any) -> None:
+    """Write Litestar's markers around the types of what a route is given, so that no route has to."""
+    for name, marker in _MARKERS.items():
+        if name in function.__annotations__:
+            function.__annotations__[name] = marker[function.__annotations__[name]]

@@ -1,0 +1,159 @@
+"""Group commit: many units of work, each in its savepoint, one COMMIT, and who gets which answer.
+
+What a unit answers, its exception included, counts only once the transaction that it saw is on disk; until then it may
+have read what is undone later. So when SQLite rolls back the whole group by itself, as it does on a full disk, the unit
+at fault alone fails and all others run again (rule I3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+from forebay.errors import ConstraintError, OutcomeUnknownError, StoreBusyError, StoreError
+from forebay.sqlite.failures import primary_code, store_error
+from forebay.sqlite.transaction import SqliteTransaction
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One unit of work on its way, and its answer: ``error`` if there is one, else ``result``."""
+
+    unit: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    future: asyncio.Future[Any]
+    started: bool = False
+    result: Any = None
+    error: Exception | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the caller went away before the unit started; one that has started counts."""
+        return not self.started and self.future.cancelled()
+
+    def fail(self, error: Exception) -> None:
+        """Replace the answer by an error."""
+        self.result, self.error = None, error
+
+
+@dataclass(slots=True)
+class Verdict:
+    """How a group ended.
+
+    Attributes:
+        committed: whether a COMMIT succeeded that kept at least one unit.
+        broken: why the connection must not be used any more; None while it may.
+    """
+
+    committed: bool = False
+    broken: sqlite3.Error | None = None
+
+
+@dataclass(slots=True)
+class Group:
+    """Runs groups on one connection, on that connection's thread."""
+
+    connection: sqlite3.Connection
+    opening: str
+    _batches: deque[list[Work]] = field(default_factory=deque, init=False)
+
+    def run(self, works: list[Work]) -> Verdict:
+        """Run ``works`` in order; afterwards each that was not abandoned has its answer.
+
+        What the units raise ends in their answers; only what is no ``Exception`` comes out of here.
+        """
+        verdict = Verdict()
+        self._batches = deque([works])
+        while self._batches:
+            batch = self._batches.popleft()
+            if verdict.broken is not None:
+                _fail(batch, lambda: StoreError("not run: the store has to reopen its database first"))
+                continue
+            try:
+                self._run(batch, verdict)
+            except sqlite3.Error as error:
+                # Not a unit's statement but one of ours in between: nothing was kept, and what is open now is unclear.
+                verdict.broken = error
+                _fail(batch, partial(store_error, error, "the transaction"), error)
+        return verdict
+
+    def _run(self, batch: list[Work], verdict: Verdict) -> None:
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            _fail(batch, partial(store_error, error, "BEGIN"), error)
+            return
+        for work in batch:
+            if not work.abandoned and not self._keep(work):
+                self._batches.appendleft([other for other in batch if other is not work])
+                return
+        try:
+            self.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._commit_failed(batch, error, verdict)
+        else:
+            verdict.committed |= any(work.started and work.error is None for work in batch)
+
+    def _keep(self, work: Work) -> bool:
+        """Run one unit in its savepoint; return False if the whole transaction is gone."""
+        self.connection.execute("SAVEPOINT unit")
+        run_unit(work, transaction := SqliteTransaction(self.connection, self.opening))
+        if not self.connection.in_transaction:
+            if work.error is None:
+                work.fail(transaction.failure or StoreError("the unit of work ended the transaction"))
+            return False
+        if work.error is not None:
+            self.connection.execute("ROLLBACK TO unit")
+        self.connection.execute("RELEASE unit")
+        return True
+
+    def _commit_failed(self, batch: list[Work], error: sqlite3.Error, verdict: Verdict) -> None:
+        code = primary_code(error)
+        if self.connection.in_transaction and code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CONSTRAINT}:
+            # The two refusals that leave the transaction as it was: nothing is on disk, for certain.
+            self.connection.execute("ROLLBACK")
+            if code == sqlite3.SQLITE_BUSY:
+                _fail(batch, lambda: StoreBusyError(f"COMMIT found the database locked: {error}"), error)
+            elif len(batch) == 1:
+                _fail(batch, lambda: ConstraintError(f"a deferred constraint refused the unit of work: {error}"), error)
+            else:
+                # SQLite does not tell which unit left the violation: only alone does it show.
+                self._batches.extendleft([work] for work in reversed(batch))
+            return
+        verdict.broken = error
+        _fail(batch, lambda: OutcomeUnknownError(f"COMMIT failed: {error}", hint="read back before repeating"), error)
+
+
+def run_unit(work: Work, transaction: SqliteTransaction) -> None:
+    """Run one unit and note its answer; the transaction is over afterwards."""
+    work.started = True
+    try:
+        work.result, work.error = work.unit(transaction, *work.args, **work.kwargs), None
+    except StopIteration as error:
+        # asyncio refuses it as a future's exception, as generators do.
+        work.fail(RuntimeError("the unit of work raised StopIteration"))
+        assert work.error is not None  # noqa: S101
+        work.error.__cause__ = error
+    except Exception as error:  # noqa: BLE001 - it is the caller's, and raised there
+        work.fail(error)
+    finally:
+        transaction.end()
+    if isinstance(work.result, CoroutineType):
+        work.result.close()
+        work.fail(TypeError("a unit of work is a plain function, not a coroutine function"))
+    if work.error is None and transaction.failure is not None:
+        work.fail(transaction.failure)
+
+
+def _fail(batch: list[Work], make: Callable[[], Exception], cause: Exception | None = None) -> None:
+    for work in batch:
+        error = make()
+        error.__cause__ = cause
+        work.fail(error)

@@ -1,0 +1,99 @@
+"""One transaction on one SQLite connection, as a unit of work sees it."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from forebay.errors import StoreError
+from forebay.sqlite.failures import mapped, primary_code
+from forebay.transaction import Row
+
+_FIRST_WORD = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?\*/)*([a-zA-Z]+)", re.DOTALL)
+_REFUSED = frozenset(
+    {"ATTACH", "BEGIN", "COMMIT", "DETACH", "END", "PRAGMA", "RELEASE", "ROLLBACK", "SAVEPOINT", "VACUUM"}
+)
+
+
+@lru_cache(maxsize=1024)
+def refused_word(sql: str) -> str | None:
+    """Return the statement's first word in upper case if only the store itself may run it, else None."""
+    match = _FIRST_WORD.match(sql)
+    word = match[1].upper() if match else ""
+    return word if word in _REFUSED else None
+
+
+class SqliteTransaction:
+    """Implements ``forebay.transaction.Transaction``: a savepoint of the writer's group, or a reader's snapshot.
+
+    After a ``StoreError`` it is spent: SQLite may have left the transaction, and the next statement would commit by
+    itself. A caught ``ConstraintError`` undoes its statement alone.
+
+    Attributes:
+        opening: names the opening of the database that this transaction belongs to (32 hex digits).
+        failure: the ``StoreError`` that spent it; the unit fails even if it caught the error.
+    """
+
+    __slots__ = ("_connection", "_over", "_writes", "failure", "opening")
+
+    def __init__(self, connection: sqlite3.Connection, opening: str, *, writes: bool = True) -> None:
+        self._connection = connection
+        self._writes = writes
+        self._over = False
+        self.opening = opening
+        self.failure: StoreError | None = None
+
+    def execute(self, sql: str, **params: Any) -> list[Row]:
+        """Run one statement with ``:name`` parameters and return all its rows (none for a plain write).
+
+        Raises:
+            ConstraintError: a constraint of the schema refused it.
+            StoreError: the database failed; the whole unit of work is undone.
+            ValueError: the statement controls transactions or the connection, which is the store's business.
+            sqlite3.Error: the statement is wrong (syntax, a missing table, a missing parameter).
+        """
+        self._check(sql)
+        try:
+            cursor = self._connection.execute(sql, params)
+            return [] if cursor.description is None else cursor.fetchall()
+        except sqlite3.Error as error:
+            self._raise(error)
+
+    def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Run one statement once per mapping of parameters. Raises as ``execute`` does."""
+        self._check(sql)
+        try:
+            self._connection.executemany(sql, rows)
+        except sqlite3.Error as error:
+            self._raise(error)
+
+    def end(self) -> None:
+        """Refuse every further statement: the unit of work has returned."""
+        self._over = True
+
+    def _check(self, sql: str) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._over:
+            raise RuntimeError("the transaction is over: use it only inside the function that got it")
+        if not self._connection.in_transaction:
+            raise StoreError("the database rolled the whole transaction back")
+        if word := refused_word(sql):
+            raise ValueError(
+                f"a unit of work may not run {word}: the store begins, commits and sets up its connections itself"
+            )
+
+    def _raise(self, error: sqlite3.Error) -> NoReturn:
+        known = mapped(error)
+        if not self._writes and primary_code(error) == sqlite3.SQLITE_READONLY:
+            known = None  # a query that writes is wrong, the database is not
+        if isinstance(known, StoreError):
+            self.failure = known
+        elif not self._connection.in_transaction:
+            self.failure = StoreError(f"the statement rolled the whole transaction back: {error}")
+        if known is None:
+            raise error
+        raise known from error

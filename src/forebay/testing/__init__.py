@@ -1,0 +1,1 @@
+"""What tests need, ours and users': a real broker, a faulty link, crash points."""

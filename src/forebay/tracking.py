@@ -1,0 +1,80 @@
+"""Where an event is: stored, forwarded, confirmed by whom, each with the time that is known for it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from forebay.confirming import Confirming
+from forebay.identity import Place
+from forebay.relay import Relay
+from forebay.transaction import Row, Transaction
+from forebay.unit_of_work import UnitStore
+
+_ROW = """
+    select o.lane, e.last, r.written_at from forebay_epoch e
+    join forebay_origin o on o.id = e.origin
+    left join forebay_outbox r on r.epoch = e.id and r.sequence = :sequence
+    where e.epoch = :epoch"""
+
+
+class Forwarded(msgspec.Struct, frozen=True):
+    """When the broker acknowledged it, at which sequence of the stream or before."""
+
+    at: datetime
+    stream_sequence: int
+
+
+class Confirmed(msgspec.Struct, frozen=True):
+    """Whether a consumer confirmed it, and when that was known here first; null where the time is not known."""
+
+    confirmed: bool
+    at: datetime | None = None
+
+
+class Whereabouts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where an event is. One that was freed is ``confirmed`` and no times are known for it any more."""
+
+    message_id: str
+    service: str
+    lane: str
+    state: Literal["stored", "forwarded", "confirmed"]
+    stored_at: datetime | None = None
+    forwarded: Forwarded | None = None
+    consumers: dict[str, Confirmed] = {}
+
+
+async def find(store: UnitStore, relay: Relay, confirming: Confirming, place: Place) -> Whereabouts | None:
+    """Return where the event of this outbox is, or None if it was never written here."""
+    row = await store.read(_find, place)
+    if row is None or place.sequence > row["last"]:
+        return None
+    service = relay.service
+    if row["written_at"] is None:
+        return Whereabouts(message_id=str(place), service=service, lane=row["lane"], state="confirmed")
+    sent = relay.forwarded(row["lane"], place)
+    consumers = {
+        name: Confirmed(confirmed, None if at is None else _time(at))
+        for name, (confirmed, at) in confirming.whereabouts(place).items()
+    }
+    everywhere = bool(consumers) and all(each.confirmed for each in consumers.values())
+    return Whereabouts(
+        message_id=str(place),
+        service=service,
+        lane=row["lane"],
+        state="confirmed" if everywhere else "forwarded" if sent else "stored",
+        stored_at=_time(row["written_at"] / 1000),
+        forwarded=Forwarded(_time(sent.at), sent.stream_sequence) if sent else None,
+        consumers=consumers,
+    )
+
+
+def _find(tx: Transaction, place: Place) -> Row | None:
+    rows = tx.execute(_ROW, epoch=place.epoch, sequence=place.sequence)
+    return rows[0] if rows else None
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

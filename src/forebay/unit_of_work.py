@@ -1,0 +1,153 @@
+"""The unit of work: an adapter's transaction joined with the outbox, so that state and events commit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import msgspec
+
+from forebay.envelope import Message
+from forebay.event import Event, key_of
+from forebay.outbox import NO_EXTRA, Draft, Extra, Outbox, Tail
+from forebay.transaction import Row, Store, Transaction
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Trace(NamedTuple):
+    """The trace context of a request (W3C Trace Context): the headers ``traceparent`` and ``tracestate``."""
+
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+NO_TRACE = Trace()
+TRACE: ContextVar[Trace] = ContextVar("forebay-trace", default=NO_TRACE)
+"""The trace that the current task works for; events written by it carry it."""
+
+
+class UnitOfWork:
+    """What a unit of work and a handler get: SQL, and ``emit``.
+
+    Valid only inside the function that got it. Everything done through it is kept together or not at all.
+    """
+
+    def __init__(self, tx: Transaction, outbox: Outbox, trace: Trace = NO_TRACE) -> None:
+        self._tx = tx
+        self._trace = trace
+        self._outbox = outbox
+        self._tails: dict[str, Tail] = {}
+        self._cause: Message | None = None
+        self._caused: dict[str, int] = {}
+
+    @property
+    def node(self) -> str:
+        """The node that this store belongs to."""
+        return self._outbox.node
+
+    @property
+    def opening(self) -> str:
+        """Identifies this opening of the database."""
+        return self._tx.opening
+
+    def execute(self, sql: str, **params: Any) -> list[Row]:
+        """Run one statement; see ``Transaction.execute``."""
+        return self._tx.execute(sql, **params)
+
+    def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Run one statement once per mapping; see ``Transaction.executemany``."""
+        self._tx.executemany(sql, rows)
+
+    def emit(self, event: Event, *, time: datetime | None = None, cause: Message | None = None) -> str:
+        """Write an event into the outbox and return its message id.
+
+        Args:
+            event: its type says the lane and the ordering key; its service is this store's.
+            time: when it happened; aware. Now, where nothing is said.
+            cause: the message that caused it; in a handler of single events that is known by itself.
+
+        Raises:
+            ValueError: the event belongs to another service, or ``time`` has no offset.
+            EventTooLargeError, BudgetSpentError, ConfigurationError: see ``Outbox.append``.
+        """
+        spec = event.spec
+        if spec.service != self._outbox.service:
+            raise ValueError(f"{spec.type} is an event of service {spec.service!r}, this is {self._outbox.service!r}")
+        return self.append(
+            Draft(
+                lane=spec.lane,
+                kind=spec.kind,
+                type=spec.type,
+                body=msgspec.json.encode(event),
+                time=_aware(time),
+                key=key_of(event),
+                cause=self._caused_by(cause),
+                extra=self._traced(cause or self._cause),
+            )
+        )
+
+    def append(self, draft: Draft) -> str:
+        """Write an event of a form of its own (the gateway's clients' events) and return its message id."""
+        return str(self._outbox.append(self._tx, self._tails, draft))
+
+    def because_of(self, message: Message | None) -> None:
+        """Let ``message`` be the cause of what is emitted from here on."""
+        self._cause = message
+
+    def flush(self) -> None:
+        """Write what was emitted; the store calls it when the unit has returned."""
+        self._outbox.flush(self._tx, self._tails)
+        self._tails = {}
+
+    def _traced(self, cause: Message | None) -> Extra:
+        traceparent, tracestate = (cause.traceparent, cause.tracestate) if cause else self._trace
+        return Extra(traceparent=traceparent, tracestate=tracestate) if traceparent else NO_EXTRA
+
+    def _caused_by(self, cause: Message | None) -> str | None:
+        message = cause or self._cause
+        if message is None:
+            return None
+        self._outbox.clock.merge(message.hlc)  # what is caused comes after its cause, whatever the walls say
+        # Counted per cause: a restored store makes up other batches, and must name each effect as it did before (B5).
+        index = self._caused.get(message.message_id, 0)
+        self._caused[message.message_id] = index + 1
+        return f"{message.message_id}/{self._outbox.service}/{index}"
+
+
+class UnitStore:
+    """A service's store: every write is a unit of work with ``emit``. Delivery contract as in ``transaction.Store``."""
+
+    def __init__(self, store: Store, outbox: Outbox) -> None:
+        self._store = store
+        self._outbox = outbox
+
+    async def write(self, unit: Callable[Concatenate[UnitOfWork, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``unit(tx, ...)`` and return its result once state and events are on disk."""
+        trace = TRACE.get()  # here, not in the unit: it runs on the store's thread
+
+        def run(tx: Transaction) -> T:
+            work = UnitOfWork(tx, self._outbox, trace)
+            result = unit(work, *args, **kwargs)
+            if isinstance(result, Coroutine):
+                result.close()
+                raise TypeError(f"unit of work {unit!r} is async: it must be a plain function")
+            work.flush()
+            return result
+
+        return await self._store.write(run)
+
+    async def read(self, query: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``query(tx, ...)`` on a read-only snapshot."""
+        return await self._store.read(query, *args, **kwargs)
+
+
+def _aware(time: datetime | None) -> datetime:
+    if time is None:
+        return datetime.now(UTC)
+    if time.tzinfo is None:
+        raise ValueError(f"time {time} has no offset from UTC")
+    return time

@@ -1,0 +1,385 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forebay import Event, Message, UnitOfWork
+from forebay.errors import StoreBusyError, StoreError
+from forebay.handlers import Handlers
+from forebay.identity import Place
+from forebay.intake import HandlerFailedError
+from forebay.sqlite import MigrationSet
+from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
+
+SCHEMA = "create table effect (id integer primary key autoincrement, n integer not null, message_id text not null);"
+BODY = b'{"n":%d}'
+
+
+class Rung(Event, service="till", kind="rung"):
+    n: int
+
+
+class RungTogether(Event, service="till", kind="rung-together"):
+    n: int
+
+
+FAILING = 13
+
+
+def rung(tx: UnitOfWork, event: Rung, message: Message) -> None:
+    tx.execute("insert into effect (n, message_id) values (:n, :id)", n=event.n, id=message.message_id)
+    if event.n == FAILING:
+        raise ZeroDivisionError("a handler's\nmistake")
+
+
+def rung_together(tx: UnitOfWork, events: list[RungTogether], messages: list[Message]) -> None:
+    for event, message in zip(events, messages, strict=True):
+        tx.execute("insert into effect (n, message_id) values (:n, :id)", n=event.n, id=message.message_id)
+    if any(event.n == FAILING for event in events):
+        raise ZeroDivisionError
+
+
+def handlers() -> Handlers:
+    known = Handlers()
+    known.add(Rung, rung, batch=False)
+    known.add(RungTogether, rung_together, batch=True)
+    return known
+
+
+@asynccontextmanager
+async def opened_at(folder: Path) -> AsyncIterator[Core]:
+    migrations = folder / "migrations"
+    migrations.mkdir(exist_ok=True)
+    (migrations / "0001_effect.sql").write_text(SCHEMA)
+    async with opened(folder / "sales.db", "sales", handlers(), [MigrationSet("sales", migrations)]) as core:
+        yield core
+
+
+@pytest.fixture
+async def core(tmp_path: Path) -> AsyncIterator[Core]:
+    async with opened_at(tmp_path) as core:
+        yield core
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+def event(stream: Stream, sequence: int, n: int | None = None, **fields: Any) -> Any:
+    return stream.event(sequence, BODY % (sequence if n is None else n), **{"kind": "rung", **fields})
+
+
+async def effects(core: Core) -> list[int]:
+    return [row["n"] for row in await core.rows("select n from effect order by id")]
+
+
+async def watermark(core: Core, epoch: str = OLD) -> int:
+    rows = await core.rows(f"select watermark from forebay_inbox where epoch = '{epoch}'")
+    return int(rows[0]["watermark"]) if rows else 0
+
+
+async def test_a_duplicate_has_no_second_effect(core: Core, stream: Stream) -> None:
+    taken = await core.take([event(stream, 1), event(stream, 2), event(stream, 1)])
+    again = await core.take([event(stream, 2), event(stream, 1)])
+
+    assert (taken.applied, taken.duplicates) == (2, 1)
+    assert (again.applied, again.duplicates) == (0, 2)
+    assert await effects(core) == [1, 2]
+
+
+async def test_a_retransmission_under_a_random_suffix_is_a_duplicate(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 1)])
+
+    assert (await core.take([event(stream, 1, headers={"Nats-Msg-Id": f"{OLD}-1~abc"})])).duplicates == 1
+
+
+async def test_events_above_a_hole_are_held_and_released_in_order(core: Core, stream: Stream) -> None:
+    held = await core.take([event(stream, 1), event(stream, 4), event(stream, 3), event(stream, 4)])
+
+    assert (held.applied, held.held, held.duplicates) == (1, 2, 1)
+    assert await effects(core) == [1]
+    assert [row["sequence"] for row in await core.rows("select sequence from forebay_held order by sequence")] == [3, 4]
+
+    released = await core.take([event(stream, 2), event(stream, 5)])
+
+    assert released.applied == 4
+    assert await effects(core) == [1, 2, 3, 4, 5]
+    assert await core.rows("select * from forebay_held") == []
+    assert await watermark(core) == 5
+
+
+async def test_an_epoch_waits_for_the_place_before_it(core: Core, stream: Stream) -> None:
+    before = Place(OLD, 2)
+    await core.take([event(stream, 2, 12, epoch=NEW, prev=before), event(stream, 1, 11, epoch=NEW, prev=before)])
+    await core.take([event(stream, 2)])
+    assert await effects(core) == []
+
+    await core.take([event(stream, 1)])
+
+    assert await effects(core) == [1, 2, 11, 12]
+
+
+async def test_a_chain_of_epochs_is_released_by_its_oldest(core: Core, stream: Stream) -> None:
+    third = f"{3:032x}"
+    await core.take([event(stream, 1, 21, epoch=third, prev=Place(NEW, 1))])
+    await core.take([event(stream, 1, 11, epoch=NEW, prev=Place(OLD, 1))])
+    assert await effects(core) == []
+
+    await core.take([event(stream, 1)])
+
+    assert await effects(core) == [1, 11, 21]
+
+
+async def test_one_nodes_events_do_not_wait_for_anothers_hole(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 2), event(stream, 1, 7, node="store-1", epoch=NEW)])
+
+    assert await effects(core) == [7]
+
+
+async def test_the_same_epoch_on_another_node_is_another_origin(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 1), event(stream, 1, 7, node="store-1")])
+
+    assert await effects(core) == [1, 7]
+
+
+async def test_what_is_held_survives_a_reopening_of_the_store(tmp_path: Path, stream: Stream) -> None:
+    async with opened_at(tmp_path) as core:
+        await core.take([event(stream, 3), event(stream, 2), event(stream, 1, 9, epoch=NEW, prev=Place(OLD, 3))])
+    async with opened_at(tmp_path) as core:
+        assert (await core.take([event(stream, 3)])).duplicates == 1
+        await core.take([event(stream, 1)])
+
+        assert await effects(core) == [1, 2, 3, 9]
+
+
+async def test_an_unknown_version_is_parked_and_its_place_passed(core: Core, stream: Stream) -> None:
+    taken = await core.take([event(stream, 1, type="till.rung.v2"), event(stream, 2)])
+
+    assert (taken.parked, taken.applied) == (1, 1)
+    assert await core.parked() == [("unknown-version", f"{OLD}-1")]
+    assert await effects(core) == [2]
+
+
+async def test_a_type_of_another_subject_is_parked(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 1, type="till.other.v1")])
+
+    assert await core.parked() == [("malformed-header", f"{OLD}-1")]
+
+
+async def test_an_event_without_a_handler_is_skipped_and_its_place_passed(core: Core, stream: Stream) -> None:
+    taken = await core.take([event(stream, 1, kind="swept"), event(stream, 2)])
+
+    assert (taken.skipped, taken.applied) == (1, 1)
+    assert await watermark(core) == 2
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"n":"one"}', b"", b"\xff"])
+async def test_an_undecodable_body_is_parked_as_it_came_and_its_place_passed(
+    core: Core, stream: Stream, body: bytes
+) -> None:
+    await core.take([stream.event(1, body, kind="rung", key="caf\u00e9"), event(stream, 2)])
+
+    assert await core.parked() == [("undecodable-body", f"{OLD}-1")]
+    assert (await core.rows("select body, key from forebay_parked"))[0]["body"] == body
+    assert await effects(core) == [2]
+    assert await watermark(core) == 2
+
+
+async def test_an_undecodable_body_that_was_held_is_parked_when_its_turn_comes(core: Core, stream: Stream) -> None:
+    await core.take([stream.event(2, b"{", kind="rung"), event(stream, 3)])
+    assert await core.parked() == []
+
+    await core.take([event(stream, 1)])
+
+    assert await core.parked() == [("undecodable-body", f"{OLD}-2")]
+    assert await effects(core) == [1, 3]
+
+
+async def test_a_forged_source_is_parked_and_its_place_passed(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 1, source="/store-1/till"), event(stream, 2)])
+
+    assert await core.parked() == [("forged-source", f"{OLD}-1")]
+    assert await effects(core) == [2]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Nats-Msg-Id": None},
+        {"Nats-Msg-Id": f"{OLD}-0"},
+        {"Nats-Msg-Id": f"{OLD}-1-5"},
+        {"forebay-lane": None},
+        {"forebay-lane": "No Lane"},
+        {"forebay-prev": None},
+        {"forebay-prev": "nothing"},
+        {"forebay-prev": f"{OLD}-1"},
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_placed_is_parked_and_its_place_stays_open(
+    core: Core, stream: Stream, headers: dict[str, str | None]
+) -> None:
+    taken = await core.take([event(stream, 1, headers=headers), event(stream, 2)])
+
+    assert (taken.parked, taken.held) == (1, 1)
+    assert [reason for reason, _ in await core.parked()] == ["malformed-header"]
+    assert await effects(core) == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ce-specversion": "0.3"},
+        {"ce-id": None},
+        {"ce-type": None},
+        {"ce-time": None},
+        {"ce-time": "yesterday"},
+        {"ce-time": "2017-01-01T11:53:26"},
+        {"ce-time": "0001-01-01T00:00:00+14:00"},
+        {"ce-time": "9999-12-31T23:59:59-14:00"},
+        {"ce-note": "%FF"},
+        {"forebay-hlc": "1"},
+    ],
+    ids=str,
+)
+async def test_a_malformed_envelope_is_parked_and_its_place_passed(
+    core: Core, stream: Stream, headers: dict[str, str | None]
+) -> None:
+    taken = await core.take([event(stream, 1, headers=headers), event(stream, 2)])
+
+    assert (taken.parked, taken.applied) == (1, 1)
+    assert await core.parked() == [("malformed-header", f"{OLD}-1")]
+
+
+async def test_a_foreign_id_counts_once_for_its_node_and_service(core: Core, stream: Stream) -> None:
+    deliveries = [
+        stream.foreign("a/b", BODY % 1, kind="rung"),
+        stream.foreign("a/b", BODY % 2, kind="rung"),
+        stream.foreign("a/b", BODY % 3, kind="rung", node="store-1"),
+    ]
+    taken = await core.take(deliveries)
+    again = await core.take(deliveries)
+
+    assert (taken.applied, taken.duplicates, again.duplicates) == (2, 1, 3)
+    assert await effects(core) == [1, 3]
+
+
+async def test_an_epoch_under_a_second_lane_is_parked_and_changes_nothing(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 1), event(stream, 2, lane="telemetry"), event(stream, 2)])
+
+    assert await core.parked() == [("foreign-lane", f"{OLD}-2")]
+    assert await effects(core) == [1, 2]
+
+
+async def test_a_failing_handler_undoes_everything_and_names_its_delivery(core: Core, stream: Stream) -> None:
+    failing = [event(stream, 1), event(stream, 3), event(stream, 5, type="till.rung.v9"), event(stream, 2, FAILING)]
+
+    with pytest.raises(HandlerFailedError, match=r"ZeroDivisionError: a handler's$") as raised:
+        await core.take(failing)
+
+    assert (raised.value.index, raised.value.message_id, raised.value.alone) == (3, f"{OLD}-2", True)
+    for table in ("effect", "forebay_inbox", "forebay_held", "forebay_parked", "forebay_position"):
+        assert await core.rows(f"select * from {table}") == [], table
+
+    await core.take([*failing[:3], event(stream, 2)])
+    assert await effects(core) == [1, 2, 3]
+
+
+async def test_a_held_event_that_fails_names_the_delivery_that_released_it(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 2, FAILING)])
+
+    with pytest.raises(HandlerFailedError) as raised:
+        await core.take([event(stream, 7, epoch=NEW), event(stream, 1)])
+
+    assert (raised.value.index, raised.value.message_id, raised.value.alone) == (1, f"{OLD}-2", True)
+    assert await effects(core) == []
+
+
+async def test_a_batch_handler_is_certain_of_its_failing_event_only_when_it_has_one(core: Core, stream: Stream) -> None:
+    deliveries = [event(stream, at, n, kind="rung-together") for at, n in [(1, 1), (2, 2), (3, FAILING), (4, 4)]]
+
+    with pytest.raises(HandlerFailedError) as raised:
+        await core.take(deliveries)
+    assert (raised.value.index, raised.value.alone) == (0, False)
+
+    with pytest.raises(HandlerFailedError) as raised:
+        await core.take(deliveries, one_by_one=True)
+    assert (raised.value.index, raised.value.message_id, raised.value.alone) == (2, f"{OLD}-3", True)
+
+    await core.take(deliveries[:2], one_by_one=True)
+    assert await effects(core) == [1, 2]
+
+
+async def test_a_batch_that_fails_begins_where_the_handler_before_it_ended(core: Core, stream: Stream) -> None:
+    deliveries = [event(stream, 1), event(stream, 2, kind="rung-together"), event(stream, 3, FAILING, kind="rung")]
+    together = [event(stream, 3, FAILING, kind="rung-together"), event(stream, 4)]
+
+    with pytest.raises(HandlerFailedError) as raised:
+        await core.take(deliveries)
+    assert (raised.value.index, raised.value.alone) == (2, True)
+
+    with pytest.raises(HandlerFailedError) as raised:
+        await core.take([*deliveries[:2], *together])
+    assert (raised.value.index, raised.value.alone) == (1, False)
+
+
+async def test_handlers_of_both_kinds_see_events_in_their_order(core: Core, stream: Stream) -> None:
+    kinds = ["rung", "rung-together", "rung-together", "rung", "swept", "rung-together"]
+
+    await core.take([event(stream, at, kind=kind) for at, kind in enumerate(kinds, 1)])
+
+    assert await effects(core) == [1, 2, 3, 4, 6]
+
+
+async def test_the_stores_failure_in_a_handler_is_not_the_handlers(tmp_path: Path, stream: Stream) -> None:
+    def busy(_tx: UnitOfWork, _event: Rung) -> None:
+        raise StoreBusyError("locked")
+
+    known = Handlers()
+    known.add(Rung, busy, batch=False)
+    async with opened(tmp_path / "busy.db", "sales", known) as core:
+        with pytest.raises(StoreError):
+            await core.take([event(stream, 1)])
+
+
+async def test_the_position_of_each_partition_is_that_of_its_last_delivery(core: Core, stream: Stream) -> None:
+    await core.take([event(stream, 1), event(stream, 1, node="store-1"), event(stream, 2, type="broken")])
+
+    rows = await core.rows("select sequence, message_id from forebay_position order by sequence")
+    assert [(row["sequence"], row["message_id"]) for row in rows] == [(2, f"{OLD}-1"), (3, f"{OLD}-2")]
+
+
+class Noted(Event, service="till", kind="noted"):
+    text: str
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"text":"\xff"}', b'{"text":"a","x":' + b"[" * 50_000 + b"]" * 50_000 + b"}"],
+    ids=["no UTF-8", "too deep"],
+)
+async def test_a_body_that_breaks_the_decoder_is_parked_and_its_place_passed(
+    tmp_path: Path, stream: Stream, body: bytes
+) -> None:
+    known = Handlers()
+    known.add(Noted, lambda _tx, _event: None, batch=False)
+    async with opened(tmp_path / "noted.db", "sales", known) as core:
+        await core.take([stream.event(1, body, kind="noted"), stream.event(2, b'{"text":"a"}', kind="noted")])
+
+        assert await core.parked() == [("undecodable-body", f"{OLD}-1")]
+        assert await watermark(core) == 2
+
+
+async def test_what_cannot_be_placed_is_parked_once_however_often_the_stream_is_read(
+    core: Core, stream: Stream
+) -> None:
+    """S5: where a position does not stand any more, everything is read again."""
+    unplaced = [event(stream, 1, headers={"forebay-lane": None}), event(stream, 2, headers={"Nats-Msg-Id": None})]
+
+    await core.take(unplaced)
+    await core.take(unplaced)
+
+    assert len(await core.parked()) == 2

@@ -1,0 +1,277 @@
+"""The relay against a real broker: order, priority, outages, and refusals that pause a lane without spinning."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from forebay.jetstream.connection import Connection, Incoming
+from forebay.jetstream.streams import api_request, stream_state
+from forebay.relay import Relay
+from forebay.running import RunningService
+from forebay.testing.nats_server import NatsServer
+from tests.integration.rig import (
+    NODE,
+    connected,
+    create_stream,
+    door,
+    measure,
+    open_doors,
+    serving,
+    started,
+    until,
+)
+
+
+def relay_of(service: RunningService) -> Relay:
+    assert service.relay is not None
+    return service.relay
+
+
+async def stored(connection: Connection) -> list[tuple[str, str]]:
+    """Return (kind, message id) of everything in the stream, in its order."""
+    state = await stream_state(connection, "EVENTS")
+    found = []
+    for sequence in range(state.first, state.last + 1):
+        reply = await connection.request("$JS.API.DIRECT.GET.EVENTS", b'{"seq":%d}' % sequence, timeout=5)
+        found.append((reply.headers["Nats-Subject"].rsplit(".", 1)[-1], reply.headers["Nats-Msg-Id"]))
+    return found
+
+
+async def set_stream(connection: Connection, **settings: object) -> None:
+    state = await stream_state(connection, "EVENTS")
+    await api_request(connection, "STREAM.UPDATE.EVENTS", {**state.config, **settings})
+
+
+@asynccontextmanager
+async def listening(url: str, subject: str = "evt.>") -> AsyncIterator[list[Incoming]]:
+    """Collect what anybody publishes, whether or not a stream takes it."""
+    async with connected(url, node="listener") as connection:
+        heard: list[Incoming] = []
+        subscription = await connection.subscribe(subject, heard.append)
+        await connection.flush(5)
+        yield heard
+        await subscription.unsubscribe()
+
+
+async def test_a_backlog_drains_in_order_with_the_urgent_lane_first(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(door(), connection, tmp_path) as service:
+            late = await service.store.write(measure, 1, 20)
+            ids = await service.store.write(open_doors, 1, 30)
+            await until(lambda: relay_of(service).published == 50)
+            found = await stored(connection)
+            assert [each for kind, each in found if kind == "door-opened"] == ids
+            assert [each for kind, each in found if kind == "measured"] == late
+
+
+async def test_lanes_drain_by_priority(nats_server: NatsServer, tmp_path: Path) -> None:
+    """With both lanes filled before there is a stream, everything of the first lane goes before the second."""
+    async with connected(nats_server.url) as connection, serving(door(), connection, tmp_path) as service:
+        late = await service.store.write(measure, 1, 700)
+        early = await service.store.write(open_doors, 1, 1200)
+        await create_stream(connection)
+        await until(lambda: relay_of(service).published == 1900)
+        assert [each for _, each in await stored(connection)] == early + late
+
+
+async def test_all_arrives_once_after_the_broker_was_away(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(door(), connection, tmp_path) as service:
+            ids = await service.store.write(open_doors, 1, 5)
+            await until(lambda: relay_of(service).published == 5)
+            nats_server.kill()
+            await until(lambda: not connection.connected)
+            for number in range(6, 41):
+                ids += await service.store.write(open_doors, number, number)
+            await nats_server.start()
+            await until(lambda: relay_of(service).published == 40, 20)
+            assert [each for _, each in await stored(connection)] == ids
+
+
+async def test_all_arrives_once_when_the_broker_is_killed_while_it_is_written_to(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(door(), connection, tmp_path) as service:
+            ids = []
+            for kill in range(4):
+                for number in range(50):
+                    ids += await service.store.write(open_doors, number, number + 9)
+                    if number == 20 + kill:
+                        nats_server.kill()
+                await nats_server.start()
+            await until(lambda: _sent_all(service, ids), 30)
+            assert [each for _, each in await stored(connection)] == ids
+
+
+def _sent_all(service: RunningService, ids: list[str]) -> bool:
+    return str(relay_of(service).lanes["ledger"].sent) == ids[-1]
+
+
+async def test_a_second_start_sends_what_was_not_confirmed_and_the_broker_has_it_once(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(door(), connection, tmp_path) as service:
+            ids = await service.store.write(open_doors, 1, 10)
+            await until(lambda: relay_of(service).published == 10)
+        nats_server.kill()
+        await until(lambda: not connection.connected)
+        async with serving(door(), connection, tmp_path) as service:
+            ids += await service.store.write(open_doors, 11, 12)
+            await nats_server.start()
+            await until(lambda: _sent_all(service, ids))
+            assert [each for _, each in await stored(connection)] == ids
+            for each in ids:  # the last batch holds the end of one epoch and the begin of another
+                found = await service.find(each)
+                assert found is not None
+                assert found.state == "forwarded", each
+                assert found.forwarded is not None
+                assert found.forwarded.stream_sequence >= ids.index(each) + 1
+
+
+async def test_a_full_stream_pauses_the_lane_and_says_so_until_there_is_room(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection, listening(nats_server.url) as heard:
+        await create_stream(connection, max_bytes=512)
+        async with serving(door(), connection, tmp_path) as service:
+            ids = await service.store.write(open_doors, 1, 30)
+            ledger = relay_of(service).lanes["ledger"]
+            await until(lambda: ledger.problem is not None and "10077" in ledger.problem and ledger.limit == 1)
+            before = len(heard)
+            await anyio.sleep(1)  # what is observed is a second of nothing much
+            assert len(heard) - before <= 10
+            await set_stream(connection, max_bytes=1 << 20)
+            await until(lambda: _sent_all(service, ids), 30)
+            assert ledger.problem is None
+            assert [each for _, each in await stored(connection)] == ids
+
+
+async def test_a_lane_that_is_refused_is_not_hurried_by_new_events(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with connected(nats_server.url) as connection, listening(nats_server.url) as heard:
+        await create_stream(connection, max_bytes=512)
+        async with serving(door(), connection, tmp_path) as service:
+            await service.store.write(open_doors, 1, 30)
+            ledger = relay_of(service).lanes["ledger"]
+            await until(lambda: ledger.problem is not None and ledger.limit == 1)
+            before = len(heard)
+            with anyio.move_on_after(1):
+                while True:
+                    await service.store.write(open_doors, 1, 1)
+            assert len(heard) - before <= 10
+
+
+async def test_a_stream_that_would_drop_events_is_named_and_nothing_is_sent_to_it(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection, discard="old")
+        async with serving(door(), connection, tmp_path) as service:
+            ids = await service.store.write(open_doors, 1, 3)
+            relay = relay_of(service)
+            await until(lambda: relay.problem is not None and "discard is 'old'" in relay.problem)
+            assert (await stream_state(connection, "EVENTS")).last == 0
+            await set_stream(connection, discard="new")
+            await until(lambda: _sent_all(service, ids))
+            assert relay.problem is None
+
+
+async def test_a_missing_stream_is_named_and_waited_for(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with connected(nats_server.url) as connection, serving(door(), connection, tmp_path) as service:
+        ids = await service.store.write(open_doors, 1, 3)
+        relay = relay_of(service)
+        await until(lambda: relay.problem is not None and "the stream does not exist" in relay.problem)
+        await create_stream(connection)
+        await until(lambda: _sent_all(service, ids))
+
+
+async def test_a_stream_that_is_replaced_by_a_wrong_one_is_noticed_without_a_new_connection(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(door(), connection, tmp_path) as service:
+            ids = await service.store.write(open_doors, 1, 3)
+            await until(lambda: _sent_all(service, ids))
+            await api_request(connection, "STREAM.DELETE.EVENTS")
+            ids = await service.store.write(open_doors, 4, 5)
+            relay = relay_of(service)
+            await until(lambda: relay.problem is not None and "the stream does not exist" in relay.problem)
+            await create_stream(connection, discard="old")
+            await until(lambda: relay.problem is not None and "discard is 'old'" in relay.problem)
+            assert (await stream_state(connection, "EVENTS")).last == 0
+
+
+USERS = """
+authorization {{ users = [
+  {{ user: admin, password: secret }}
+  {{ user: node, password: secret, permissions: {{ publish: {publish}, subscribe: [">"] }} }}
+] }}
+"""
+ASKING = '"$JS.API.>", "confirm.>"'
+DENIED = USERS.format(publish=f"[{ASKING}]")
+ALLOWED = USERS.format(publish=f'[{ASKING}, "evt.{NODE}.>"]')
+
+
+def as_user(server: NatsServer, user: str) -> str:
+    return server.url.replace("//", f"//{user}:secret@")
+
+
+def reload(server: NatsServer, extra: str) -> None:
+    """Give a running server other users, as an operator does (SIGHUP)."""
+    configuration = server.folder / "nats-server.conf"
+    configuration.write_text(configuration.read_text().replace(server.extra, extra))
+    server.extra = extra
+    assert server._process is not None
+    os.kill(server._process.pid, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("by_reload", [True, False], ids=["reload", "restart"])
+async def test_a_missing_permission_pauses_the_lane_until_it_is_given_back(tmp_path: Path, *, by_reload: bool) -> None:
+    server = NatsServer(tmp_path / "nats", extra=DENIED)
+    async with (
+        started(server),
+        connected(as_user(server, "admin"), node="admin") as admin,
+        connected(as_user(server, "node")) as connection,
+    ):
+        await create_stream(admin)
+        async with serving(door(), connection, tmp_path) as service:
+            publisher = service._publisher
+            assert publisher is not None
+            calls = 0
+            publish = publisher.publish
+
+            async def counted(*args: object, **kwargs: object) -> object:
+                nonlocal calls
+                calls += 1
+                return await publish(*args, **kwargs)  # type: ignore[arg-type]
+
+            publisher.publish = counted  # type: ignore[method-assign, assignment]
+            ids = await service.store.write(open_doors, 1, 10)
+            ledger = relay_of(service).lanes["ledger"]
+            await until(lambda: ledger.problem is not None and "permi" in ledger.problem)
+            assert connection.connected
+            before = calls
+            await anyio.sleep(1)  # what is observed is a second of nothing much
+            assert calls - before <= 10
+            if by_reload:
+                reload(server, ALLOWED)
+            else:
+                server.extra = ALLOWED
+                await server.restart()
+            await until(lambda: _sent_all(service, ids), 30)
+            assert ledger.problem is None
+        await admin.wait_connected()
+        assert [each for _, each in await stored(admin)] == ids

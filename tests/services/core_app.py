@@ -1,0 +1,40 @@
+"""The core's services in one application, on stores of their own, as ``forebay run`` assembles them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from litestar import Litestar
+
+import core.archive.app
+import core.sales.app
+from forebay import Service
+from forebay.problems import exception_handlers
+from forebay.sqlite import MigrationSet
+from tests.integration.arrivals import Core, opened
+
+SALES, ARCHIVE = core.sales.app.sales, core.archive.app.archive
+_MODULES = {SALES.name: core.sales.app, ARCHIVE.name: core.archive.app}
+
+
+@asynccontextmanager
+async def open_core(folder: Path, service: Service) -> AsyncIterator[Core]:
+    """Open the store of one core service."""
+    migrations = Path(_MODULES[service.name].__file__ or "").parent / "migrations"
+    path = folder / f"{service.name}.db"
+    async with opened(path, service.name, service.handlers, [MigrationSet(service.name, migrations)]) as core:
+        yield core
+
+
+def application(cores: dict[Service, Core]) -> Litestar:
+    routers = [service.router(core.store) for service, core in cores.items()]
+    return Litestar(routers, exception_handlers=exception_handlers())
+
+
+@asynccontextmanager
+async def client_of(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
+    asgi: Any = app  # httpx's own type for an ASGI application is narrower than Litestar's
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(asgi), base_url="http://core") as client:
+        yield client

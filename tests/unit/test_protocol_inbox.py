@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+
+from forebay.identity import Place
+from forebay.protocol.inbox import EpochState, OriginInbox, Verdict
+from forebay.sequences import SequenceSet
+
+A, B, C = "a" * 32, "b" * 32, "c" * 32
+
+
+def origin(**epochs: SequenceSet) -> OriginInbox:
+    names = {"a": (A, None), "b": (B, Place(A, 3)), "c": (C, Place(B, 2))}
+    return OriginInbox({names[k][0]: EpochState("ledger", names[k][1], passed) for k, passed in epochs.items()})
+
+
+def test_the_next_place_takes_effect() -> None:
+    inbox = origin(a=SequenceSet(2))
+    assert inbox.judge(Place(A, 3), None, "ledger") is Verdict.APPLY
+    inbox.settle(Place(A, 3))
+    assert inbox.epochs[A].passed == SequenceSet(3)
+
+
+@pytest.mark.parametrize("sequence", [1, 2, 5])
+def test_what_is_passed_or_held_is_a_duplicate_b1(sequence: int) -> None:
+    inbox = origin(a=SequenceSet(2, [(5, 5)]))
+    assert inbox.judge(Place(A, sequence), None, "ledger") is Verdict.DUPLICATE
+    assert list(inbox.changed()) == []
+
+
+def test_a_place_above_a_hole_is_held_until_the_hole_is_repaired_b3() -> None:
+    inbox = origin(a=SequenceSet(2))
+    assert inbox.judge(Place(A, 4), None, "ledger") is Verdict.HOLD
+    inbox.hold(Place(A, 4))
+    assert inbox.due() is None
+    inbox.settle(Place(A, 3))
+    assert inbox.due() == Place(A, 4)
+    inbox.settle(Place(A, 4))
+    assert inbox.due() is None
+
+
+def test_an_epoch_waits_for_the_place_that_it_names_i5_b3() -> None:
+    inbox = origin(a=SequenceSet(2))
+    assert inbox.judge(Place(B, 1), Place(A, 3), "ledger") is Verdict.HOLD
+    inbox.hold(Place(B, 1))
+    inbox.settle(Place(A, 3))
+    assert inbox.due() == Place(B, 1)
+
+
+def test_an_epoch_whose_predecessor_was_never_seen_waits_b3() -> None:
+    inbox = OriginInbox({})
+    assert inbox.judge(Place(C, 1), Place(B, 2), "ledger") is Verdict.HOLD
+
+
+def test_an_older_epoch_is_not_closed_by_a_younger_one_i5() -> None:
+    inbox = origin(a=SequenceSet(3), b=SequenceSet(2))
+    assert inbox.judge(Place(A, 4), None, "ledger") is Verdict.APPLY
+
+
+def test_an_epoch_belongs_to_one_lane_i1() -> None:
+    inbox = origin(a=SequenceSet(2))
+    assert inbox.judge(Place(A, 3), None, "telemetry") is Verdict.FOREIGN_LANE
+    assert list(inbox.changed()) == []
+
+
+def test_settling_never_skips_a_hole() -> None:
+    inbox = origin(a=SequenceSet(2))
+    with pytest.raises(ValueError, match="not next to the watermark 2"):
+        inbox.settle(Place(A, 4))
+
+
+def test_only_what_moved_is_written_back() -> None:
+    inbox = origin(a=SequenceSet(2), b=SequenceSet(0))
+    inbox.settle(Place(A, 3))
+    assert [epoch for epoch, _ in inbox.changed()] == [A]
+
+
+def test_an_epoch_that_is_met_for_the_first_time_is_written_back() -> None:
+    inbox = OriginInbox({})
+    inbox.judge(Place(B, 1), Place(A, 3), "ledger")
+    ((epoch, state),) = inbox.changed()
+    assert (epoch, state.lane, state.prev, state.passed) == (B, "ledger", Place(A, 3), SequenceSet())
