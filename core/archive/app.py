@@ -6,8 +6,9 @@ from typing import Annotated
 
 from litestar.params import FromPath, QueryParameter
 
+from core.archive.conflicts import Conflict, compare, conflicts
 from core.archive.event import INSERT, ArchivedEvent, now, to_row
-from core.archive.queries import Filter, Page, one_each, page
+from core.archive.queries import Filter, Page, between, one_each, page
 from forebay import Message, Service, UnitOfWork, UnitStore
 from forebay.identity import NAME
 from forebay.problems import ProblemError, invalid, phrase
@@ -25,6 +26,10 @@ def keep(tx: UnitOfWork, messages: list[Message]) -> None:
     """Keep events, all that came in one batch in one statement."""
     archived_at = now()
     tx.executemany(INSERT, [to_row(message, archived_at) for message in messages])
+
+
+archive.repeated(compare)
+archive.reads_archive(between)
 
 
 @archive.get("/events", problems=(422, 503))
@@ -67,6 +72,14 @@ async def show_event(
         detail = "several nodes or services have an event with this id: choose one of `candidates`"
         raise ProblemError(409, phrase(409), detail, field="message_id", candidates=candidates)
     return found[0]
+
+
+@archive.get("/conflicts", problems=(422, 503))
+async def list_conflicts(
+    store: UnitStore, limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Conflicts, at most.")] = 100
+) -> list[Conflict]:
+    """Return the events that came with another body than the one archived under their id, the latest first."""
+    return await store.read(conflicts, limit)
 
 
 def _name(text: str | None, field: str) -> str | None:

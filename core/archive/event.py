@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 
 from forebay import Message
-from forebay.clock import format_tick
-from forebay.envelope import JSON, format_time
-from forebay.identity import Place
+from forebay.clock import format_tick, parse_tick
+from forebay.delivery import Delivery
+from forebay.envelope import JSON, encode_headers, format_time, parse_time
+from forebay.identity import Place, parse_place, partition_of
 from forebay.transaction import Row
 
 INSERT = """
@@ -80,6 +81,35 @@ def to_row(message: Message, archived_at: int) -> Mapping[str, Any]:
         "is_json": int(_is_json(message)),
         "body": message.body,
     }
+
+
+def to_delivery(row: Row) -> tuple[int, Delivery]:
+    """Return one of our own events of ``archived`` as a stream delivers it, with its sequence (C5)."""
+    place = Place(row["epoch"], row["sequence"])
+    subject = f"evt.{partition_of(row['node'])}.{row['node']}.{row['service']}.{row['kind']}"
+    message = Message(
+        message_id=str(place),
+        node=row["node"],
+        service=row["service"],
+        kind=row["kind"],
+        id=row["ce_id"] or str(place),
+        source=row["ce_source"] or f"/{row['node']}/{row['service']}",
+        type=row["type"],
+        time=parse_time(row["time"]),
+        key=row["key"],
+        content_type=row["content_type"] or JSON,
+        attributes=_attributes.decode(row["attributes"]) if row["attributes"] else {},
+        lane=row["lane"],
+        place=place,
+        prev=parse_place(row["prev"]),
+        hlc=parse_tick(row["hlc"]),
+        cause=row["cause"],
+        traceparent=row["traceparent"],
+        tracestate=row["tracestate"],
+        body=row["body"],
+    )
+    stored_at = row["archived_at"] * 1_000_000
+    return place.sequence, Delivery(0, 0, stored_at, subject, encode_headers(message), message.body)
 
 
 def now() -> int:

@@ -6,10 +6,12 @@ from typing import Any
 
 import msgspec
 
-from core.archive.event import ArchivedEvent, from_row
+from core.archive.event import ArchivedEvent, from_row, to_delivery
 from forebay import Transaction
+from forebay.delivery import Delivery
 from forebay.errors import HeaderError
 from forebay.identity import parse_message_id
+from forebay.protocol.archive import ArchiveQuestion
 
 PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of the bodies of one page, at most, or one event: a thousand of the largest would be 256 MiB."""
@@ -64,6 +66,21 @@ def one_each(tx: Transaction, wanted: Filter) -> list[ArchivedEvent]:
         **params,
     )
     return [from_row(row) for row in rows]
+
+
+def between(tx: Transaction, question: ArchiveQuestion) -> list[tuple[int, Delivery]]:
+    """Return the events of a range of an epoch, ascending, each with its sequence."""
+    rows = tx.execute(
+        "select * from archived where epoch = :epoch and sequence between :first and :last and node = :node"
+        " and service = :service order by sequence limit :limit",
+        epoch=question.epoch,
+        first=question.first,
+        last=question.last,
+        node=question.node,
+        service=question.service,
+        limit=question.limit,
+    )
+    return [to_delivery(row) for row in rows]
 
 
 def ids_where(condition: str) -> str:

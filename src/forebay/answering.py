@@ -11,13 +11,15 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
+from forebay.closing import Closing, Statement, says_something
 from forebay.consumer import Consumer, positions_of
+from forebay.crash_points import reach
 from forebay.envelope import format_time
 from forebay.errors import ForebayError, MessageError
 from forebay.identity import NAME, PARTITIONS, partition_of
 from forebay.inbox import epochs_of
 from forebay.jetstream.connection import Connection, Incoming
-from forebay.jetstream.streams import StreamState, consumer_info, stream_state
+from forebay.jetstream.streams import StreamState, stream_state
 from forebay.jetstream.topology.confirmed_by import KEY, parse
 from forebay.protocol.confirmation import VERSION, Answer, ConfirmedBy, EpochAnswer, Question
 from forebay.transaction import Transaction
@@ -34,8 +36,12 @@ class Answering:
     Nothing is answered while the consumer does not read: its state could be another reader's by now (S7).
     """
 
-    def __init__(self, consumer: Consumer, store: UnitStore, store_id: str, connection: Connection) -> None:
+    def __init__(
+        self, consumer: Consumer, closing: Closing, store: UnitStore, store_id: str, connection: Connection
+    ) -> None:
         self._consumer = consumer
+        self._closing = closing
+        self._tasks: TaskGroup | None = None
         self._store = store
         self._store_id = store_id
         self._connection = connection
@@ -44,6 +50,7 @@ class Answering:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled."""
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             subscribe = self._connection.subscribe
             subscriptions = [
                 await subscribe(f"confirm.event.{self._consumer.name}.*", partial(self._start, tasks, self._answer)),
@@ -64,7 +71,9 @@ class Answering:
     async def _reply(self, answer: Callable[[Incoming], Awaitable[object]], request: Incoming) -> None:
         try:
             body = msgspec.json.encode(await answer(request))
+            reach("answer.read")
             await self._connection.publish(request.reply, body)
+            reach("answer.sent")
             self.answered += 1
         except (ForebayError, msgspec.DecodeError) as error:  # the node asks again
             logger.warning("confirmation.failed", extra={"subject": request.subject[:128], "reason": str(error)})
@@ -80,8 +89,13 @@ class Answering:
         consumer, partition = self._consumer, partition_of(node, PARTITIONS)
         state = await self._stream()
         # What the reader has read and committed is worth nothing in a stream that took the place of the one it reads.
-        at_end = consumer.incarnation == state.created and await self._at_end(partition)
-        position, epochs = await self._store.read(self._passed, node, partition, question, state.created)
+        at_end = consumer.incarnation == state.created and await consumer.at_end(partition)
+        statements = [Statement(node, said, state.created, state.last) for said in question.origins]
+        position, epochs, telling = await self._store.read(self._passed, partition, statements, state.created)
+        for statement in telling:
+            ready = self._closing.heard(statement, partition, at_end=at_end)
+            if ready is not None and self._tasks is not None:
+                self._tasks.start_soon(self._close, ready, partition)
         return Answer(
             v=VERSION,
             consumer=consumer.name,
@@ -95,21 +109,30 @@ class Answering:
         )
 
     def _passed(
-        self, tx: Transaction, node: str, partition: int, question: Question, incarnation: str
-    ) -> tuple[int, dict[str, EpochAnswer]]:
+        self, tx: Transaction, partition: int, statements: list[Statement], incarnation: str
+    ) -> tuple[int, dict[str, EpochAnswer], list[Statement]]:
         position = positions_of(tx, self._consumer.stream).get(partition)
         epochs: dict[str, EpochAnswer] = {}
-        for origin in question.origins:
-            wanted = [link.epoch for link in origin.chain]
-            for epoch, passed in epochs_of(tx, node, origin.service, wanted).items():
-                epochs[epoch] = EpochAnswer(watermark=passed.watermark, held=list(passed.ranges))
-        return position.sequence if position and position.incarnation == incarnation else 0, epochs
+        for statement in statements:
+            asked, floor = [link.epoch for link in statement.said.chain], statement.floor
+            for epoch, state in epochs_of(tx, statement.node, statement.said.service, asked).items():
+                below = floor.sequence if floor is not None and floor.epoch == epoch else 0
+                epochs[epoch] = EpochAnswer(
+                    watermark=state.passed.watermark,
+                    held=list(state.passed.ranges),
+                    # The node no longer has what lies below its floor: to tell it would let answers grow for ever.
+                    missing=[each for each in state.missing if each[1] > below],
+                    wanted=state.wanted,
+                )
+        telling = [statement for statement in statements if says_something(tx, statement)]
+        return position.sequence if position and position.incarnation == incarnation else 0, epochs, telling
 
-    async def _at_end(self, partition: int) -> bool:
-        """Whether nothing of the partition is pending or under way: then the stream's end counts as read."""
-        info = await consumer_info(self._connection, self._consumer.stream, f"{self._consumer.name}-{partition}")
-        committed = self._consumer.committed.get(partition, 0)
-        return info.pending == 0 and info.delivered <= committed and not self._consumer.outstanding(partition)
+    async def _close(self, statement: Statement, partition: int) -> None:
+        try:
+            await self._closing.act(statement, partition)
+        except ForebayError as error:  # the node says it again
+            origin = "/".join(statement.origin[:3])
+            logger.warning("consumer.closing_waits", extra={"origin": origin, "reason": str(error)})
 
     async def _stream(self) -> StreamState:
         return await stream_state(self._connection, self._consumer.stream)

@@ -11,8 +11,10 @@ from litestar import Litestar, MediaType, Request, Response, get
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import FromPath
 
 from forebay.metrics import CONTENT_TYPE, render
+from forebay.operations import operations
 from forebay.problems import ProblemError, exception_handlers, problem_responses
 from forebay.running import RunningService
 from forebay.tracking import Whereabouts
@@ -59,7 +61,7 @@ def build_application(services: Sequence[RunningService], connected: Callable[[]
         return Response(await render(services, connected=connected()), headers={"content-type": CONTENT_TYPE})
 
     @get("/outbox/{message_id:str}", tags=["process"], responses=problem_responses([404, 503]))
-    async def outbox(message_id: str) -> Whereabouts:
+    async def outbox(message_id: FromPath[str]) -> Whereabouts:
         """Tell where an event is: stored, forwarded, confirmed by which consumers."""
         for service in services:
             found = await service.find(message_id)
@@ -68,7 +70,11 @@ def build_application(services: Sequence[RunningService], connected: Callable[[]
         raise ProblemError(404, "Not Found", f"no event {message_id!r} was written here", field="message_id")
 
     return Litestar(
-        route_handlers=[livez, readyz, metrics, outbox, *(s.declared.router(s.store, s.settings) for s in services)],
+        route_handlers=[
+            *(livez, readyz, metrics, outbox),
+            *([operations(services)] if any(service.intents for service in services) else []),
+            *(service.declared.router(service.store, service.settings) for service in services),
+        ],
         openapi_config=OpenAPIConfig(
             title="forebay",
             version=version,

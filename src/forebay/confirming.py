@@ -9,22 +9,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import anyio
 import msgspec
 from anyio.abc import TaskStatus
 
 from forebay.backoff import Backoff
-from forebay.errors import LinkError, StoreError
+from forebay.books import Books, keep_books, read_books
+from forebay.crash_points import reach
+from forebay.dropping import dropped
+from forebay.errors import LinkError, PublishRefusedError, StoreError
+from forebay.freeing import Freed, Head, chain, floor, free, head, pass_drop, pass_withheld, standing
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
 from forebay.outbox import Outbox
 from forebay.protocol.confirmation import VERSION, Answer, Confirmations, ConfirmedBy, OriginQuestion, Question
 from forebay.protocol.resending import Forwarded, missed
 from forebay.relay import Relay
+from forebay.sequences import Range, within, without
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
+from forebay.withholding import listed, release
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +52,30 @@ IDLE_INTERVAL = 300.0
 FREE_LIMIT = 1000
 """Rows freed in one transaction, so that writers wait for milliseconds only."""
 
+BOOKS_INTERVAL = 60.0
+"""Seconds between the books that are written down while events are under way; and once when all are confirmed."""
+
+LISTED = 500
+"""Ranges of drops, and withheld places, of a lane in one question, the oldest; the next ones follow when these are
+passed."""
+
+
+Fate = Literal["confirmed", "pending", "missed", "dropped", "withheld"]
+"""What became of an event for one consumer."""
+
+_NOBODY = Confirmations()
+"""What is known of a consumer that has not answered."""
+
 
 class Asked(NamedTuple):
-    """A question, and what had been forwarded when it was asked, per lane and epoch."""
+    """A question, and what had been forwarded when it was asked, per lane and epoch.
+
+    ``gone`` are the places that the node cannot send again: freed, dropped or withheld.
+    """
 
     question: Question
     forwarded: dict[str, dict[str, list[Forwarded]]]
+    gone: dict[str, list[Range]]
 
 
 class Confirming:
@@ -65,8 +89,10 @@ class Confirming:
         relay: Relay,
         *,
         grace: float = GRACE,
+        short_of_room: Callable[[], object] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._short_of_room = short_of_room
         self._outbox = outbox
         self._store = store
         self._connection = connection
@@ -79,6 +105,10 @@ class Confirming:
         self.consumers: dict[str, Confirmations] = {}
         self._listed: dict[str, int] = {}
         self._asked = anyio.Event()
+        self._missed: dict[str, dict[str, list[Range]]] = {}
+        self._most_listed = LISTED
+        self._books_at = 0.0
+        self._books_settled = False
 
     def wake(self) -> None:
         """Say that there is something new to ask about."""
@@ -102,6 +132,7 @@ class Confirming:
                 moved = await self.ask()
                 await self.free()
                 complete = await self._store.read(self._all_confirmed)
+                await self._keep_books(settled=complete)
             except (LinkError, StoreError) as error:
                 logger.info("confirmation.unanswered", extra={"service": self._outbox.service, "reason": str(error)})
             self._asked.set()
@@ -109,8 +140,9 @@ class Confirming:
                 backoff.reset()
             if complete:
                 backoff.reset()
-                # A tail above its share needs a second answer, at least the shed grace after the first, to go.
-                with anyio.move_on_after(SHED_GRACE if self._tail_is_long else IDLE_INTERVAL):
+                # What is confirmed goes with a second answer, a grace after the first; with a tail above its share soon.
+                pause = SHED_GRACE if self._tail_is_long else min(IDLE_INTERVAL, max(self._grace, 1.0))
+                with anyio.move_on_after(pause):
                     await self._wakened.wait()
             else:
                 await anyio.sleep(backoff.next())
@@ -126,6 +158,7 @@ class Confirming:
             await self._learn(_decode_list(reply.body))
         asked = await self._store.read(self._prepare)
         question = msgspec.json.encode(asked.question)
+        reach("confirm.asking")
         moved, failure = False, None
         for consumer in self.needed:
             try:
@@ -134,8 +167,11 @@ class Confirming:
                 )
                 answer = _decode_answer(reply.body, consumer)
             except LinkError as error:
+                if isinstance(error, PublishRefusedError):  # too large for the broker: ask about fewer places
+                    self._most_listed = max(1, self._most_listed // 4)
                 failure = error
                 continue
+            reach("confirm.answered")
             moved |= self.consumers.setdefault(consumer, Confirmations()).record(answer, self._clock())
             self._repair(asked, answer)
             known = answer.confirmed_by
@@ -157,14 +193,14 @@ class Confirming:
         return await self._store.read(self._confirmed_upto)
 
     def _confirmed_upto(self, tx: Transaction) -> dict[str, Place]:
-        known = [self.consumers.get(name) for name in self.needed]
+        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
         found: dict[str, Place] = {}
         for lane in self._outbox.lanes if known else ():
-            for end in self._outbox.ends(tx, lane):
-                upto = min(each.watermark(end.epoch) if each else 0 for each in known)
+            for epoch in standing(tx, lane):
+                upto = min(each.watermark(epoch.epoch, epoch.first, epoch.aside) for each in known)
                 if upto:
-                    found[lane] = Place(end.epoch, min(upto, end.sequence))
-                if upto < end.sequence:
+                    found[lane] = Place(epoch.epoch, min(upto, epoch.last))
+                if upto < epoch.last:
                     break
         return found
 
@@ -173,10 +209,13 @@ class Confirming:
         freed = 0
         self._tail_is_long = False
         if not self._list_stands():
+            self._outbox.sheddable = {}
             return 0
         for lane in self._outbox.lanes:
-            while count := await self._free_some(lane):
+            while (count := await self._free_some(lane)) is not None:
                 freed += count
+            freed += await self._release(lane)
+        self._outbox.sheddable = await self._store.read(self._sheddable)
         if freed:
             logger.info("outbox.freed", extra={"service": self._outbox.service, "events": freed})
         return freed
@@ -192,87 +231,168 @@ class Confirming:
             )
         return all(self._listed.get(name) == kept for name in self.needed)
 
-    async def _free_some(self, lane: str) -> int:
-        needed = [self.consumers.get(name) for name in self.needed]
-        if not needed:
-            return 0
-        oldest, excess = await self._store.read(self._oldest, lane)
+    async def _free_some(self, lane: str) -> int | None:
+        """Let a lane's floor pass its oldest part, or some of it; return the rows that went, None where it stays."""
+        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        oldest = await self._store.read(head, lane) if known else None
         if oldest is None:
+            return None
+        epoch, first, last = oldest.epoch, oldest.first, oldest.last
+        if oldest.what == "drop":
+            upto = min(each.ended(epoch, first, last) for each in known)
+            if upto < first:
+                return None
+            applied = {name: self.consumers[name].applied(epoch, first, upto) for name in self.needed}
+            await self._store.write(pass_drop, lane, (first, upto), epoch, applied)
             return 0
-        grace = min(SHED_GRACE, self._grace) if excess else self._grace
-        upto = min(known.ripe(oldest.epoch, grace) if known else 0 for known in needed)
-        if upto < oldest.sequence:
-            self._tail_is_long |= excess > 0
+        if oldest.what == "withheld":
+            if not all(each.passed(Place(epoch, first)) for each in known):
+                return None
+            await self._store.write(pass_withheld, lane, Place(epoch, first))
             return 0
-        limit = min(FREE_LIMIT, excess or FREE_LIMIT)
-        return await self._store.write(self._outbox.free, lane, oldest.epoch, upto, limit=limit)
+        return await self._free_rows(lane, oldest, known)
 
-    def _oldest(self, tx: Transaction, lane: str) -> tuple[Place | None, int]:
-        """Return a lane's oldest row, and how many rows it has above the share of the budget that a tail may take."""
-        rows = tx.execute(
-            "select e.epoch, r.sequence, o.bytes, o.written - o.confirmed as rows from forebay_origin o"
-            " join forebay_epoch e on e.origin = o.id join forebay_outbox r on r.epoch = e.id"
-            " where o.lane = :lane and o.destination = '' order by e.id, r.sequence limit 1",
+    async def _free_rows(self, lane: str, oldest: Head, known: list[Confirmations]) -> int | None:
+        excess = await self._store.read(self._excess, lane)
+        hurried = excess > 0 or bool(self._short_of_room())
+        grace = min(SHED_GRACE, self._grace) if hurried else self._grace
+        upto = min(oldest.last, *(each.ripe(oldest.epoch, grace, oldest.first) for each in known))
+        if upto < oldest.first:
+            self._tail_is_long |= hurried
+            return None
+        limit = min(FREE_LIMIT, excess or FREE_LIMIT)
+        freed = await self._store.write(free, lane, oldest.epoch, upto, limit=limit)
+        reach("free.done")
+        return self._left(lane, freed) or None
+
+    async def _release(self, lane: str) -> int:
+        """Delete the withheld bodies that the floor has passed and all needed consumers have had for the grace (B2)."""
+        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        aside = await self._store.read(listed, lane)
+        ripe = [
+            place
+            for place, passed in aside
+            if known
+            and passed
+            and all(each.ripe(place.epoch, self._grace, place.sequence) >= place.sequence for each in known)
+        ]
+        places = [Place(place.epoch, place.sequence) for place in ripe]
+        return self._left(lane, await self._store.write(release, lane, places)) if places else 0
+
+    def _left(self, lane: str, freed: Freed) -> int:
+        self._outbox.drains[lane].left(freed.size)
+        return freed.events
+
+    def _excess(self, tx: Transaction, lane: str) -> int:
+        """Return how many rows a lane has above the share of its budget that a tail may take."""
+        row = tx.execute(
+            "select o.bytes, o.written - o.confirmed - o.dropped as events from forebay_origin o"
+            " where o.lane = :lane and o.destination = ''",
             lane=lane,
-        )
-        if not rows:
-            return None, 0
-        row = rows[0]
+        )[0]
         share = self._outbox.lanes[lane].budget_bytes * TAIL_SHARE
-        average = row["bytes"] / row["rows"]
-        excess = int((row["bytes"] - share) / average) + 1 if row["bytes"] > share else 0
-        return Place(row["epoch"], row["sequence"]), excess
+        return int((row["bytes"] - share) / (row["bytes"] / row["events"])) + 1 if row["bytes"] > share else 0
+
+    def _sheddable(self, tx: Transaction) -> dict[str, Place]:
+        """Return per lane what may go at once for want of room.
+
+        A lane that blocks keeps the shorter grace even then; one that drops would otherwise drop unconfirmed events.
+        """
+        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        upto = self._confirmed_upto(tx)
+        grace = min(SHED_GRACE, self._grace)
+        for lane in [lane for lane in upto if not self._outbox.lanes[lane].drops]:
+            oldest = head(tx, lane)
+            ripe = 0 if oldest is None else min(each.ripe(oldest.epoch, grace, oldest.first) for each in known)
+            if oldest is None or ripe < oldest.first:
+                del upto[lane]
+            else:
+                upto[lane] = Place(oldest.epoch, ripe)
+        return upto
+
+    async def books(self) -> list[Books]:
+        """Return the books of each lane and needed consumer, as they stand (O3); of "" where none is known yet."""
+        consumers = {name: self.consumers.get(name, _NOBODY) for name in self.needed or [""]}
+        return await self._store.read(read_books, list(self._outbox.lanes), consumers, self._missed)
+
+    async def _keep_books(self, *, settled: bool) -> None:
+        """Write the books down for those who look into the database, at most once in ``BOOKS_INTERVAL``."""
+        if self._clock() < self._books_at and not (settled and not self._books_settled):
+            return
+        self._books_at, self._books_settled = self._clock() + BOOKS_INTERVAL, settled
+        if self.needed:
+            await self._store.write(keep_books, await self.books(), time.time_ns() // 1_000_000)
 
     def whereabouts(self, place: Place) -> dict[str, tuple[bool, float | None]]:
         """Return for each needed consumer whether it confirmed a place, and at which wall time that was known first."""
-        nobody = Confirmations()
         wall_zero = time.time() - self._clock()  # the grace runs on a clock that nobody can set
         found = {}
         for name in self.needed:
-            known = self.consumers.get(name, nobody)
+            known = self.consumers.get(name, _NOBODY)
             at = known.confirmed_at(place)
             found[name] = (known.confirmed(place), None if at is None else wall_zero + at)
         return found
+
+    def fate(self, place: Place, consumer: str, *, dropped: bool) -> Fate:
+        """Return what became of an event for a consumer; ``dropped``: it is not here any more, the budget took it."""
+        known = self.consumers.get(consumer, _NOBODY)
+        if known.confirmed(place):
+            return "confirmed"
+        if known.wanted(place):
+            return "withheld"
+        if dropped:
+            return "dropped"
+        missed = known.missing(place) or within(place.sequence, self._missed.get(consumer, {}).get(place.epoch, ()))
+        return "missed" if missed else "pending"
 
     def _prepare(self, tx: Transaction) -> Asked:
         """Return what to ask, and what had been forwarded by then: an answer judges nothing that came later (C2)."""
         origins = []
         forwarded: dict[str, dict[str, list[Forwarded]]] = {}
+        gone: dict[str, list[Range]] = {}
         for lane, state in self._relay.lanes.items():
             sent = state.sent
-            forwarded[lane] = state.known_forwards(self._outbox.ends(tx, lane))
-            chain = self._outbox.chain(tx, lane)
-            if chain:
+            epochs = standing(tx, lane)
+            forwarded[lane] = state.known_forwards([Place(each.epoch, each.last) for each in epochs])
+            for each in epochs:
+                sent_since = without(each.withheld, without(each.withheld, state.bodies.get(each.epoch, ())))
+                gone[each.epoch] = without([(1, each.first - 1), *each.aside], sent_since)
+            if links := chain(tx, lane):
                 segment = state.forwards.covering(sent) if sent else None
+                withheld = listed(tx, lane)
+                # Below the floor a place that is not listed counts as nobody's (B7): then the floor is not said.
+                whole = not any(each.passed for each in withheld[self._most_listed :])
                 origins.append(
                     OriginQuestion(
                         service=self._outbox.service,
                         lane=lane,
-                        chain=chain,
-                        floor=self._outbox.floor(tx, lane),
+                        chain=links,
+                        floor=floor(tx, lane) if whole else None,
                         forwarded=str(sent) if sent else None,
                         stream_sequence=segment.stream_sequence if segment else None,
+                        drops=dropped(tx, lane, self._most_listed),
+                        withheld=[each.place for each in withheld[: self._most_listed]],
                     )
                 )
-        return Asked(Question(VERSION, origins), forwarded)
+        return Asked(Question(VERSION, origins), forwarded, gone)
 
     def _repair(self, asked: Asked, answer: Answer) -> None:
         """Let the relay send again what the consumer has read past without it, or what no stream has any more."""
         if answer.incarnation != self._relay.incarnation:
             self._relay.doubt_stream()
+        found = self._missed[answer.consumer] = {}
         for lane, epochs in asked.forwarded.items():
             for epoch, segments in epochs.items():
-                if ranges := missed(epoch, segments, answer):
+                if ranges := without(missed(epoch, segments, answer), asked.gone[epoch]):
+                    found[epoch] = ranges
                     self._relay.send_again(lane, epoch, ranges)
 
     def _all_confirmed(self, tx: Transaction) -> bool:
-        if not self.needed:
-            return False
-        ends = [end for lane in self._outbox.lanes for end in self._outbox.ends(tx, lane)]
-        return all(
-            name in self.consumers and self.consumers[name].watermark(end.epoch) >= end.sequence
-            for name in self.needed
-            for end in ends
+        """Whether nothing is under way: every row is confirmed, every drop passed, every withheld place too."""
+        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        epochs = [each for lane in self._outbox.lanes for each in standing(tx, lane)]
+        return bool(known) and all(
+            each.watermark(epoch.epoch, epoch.first, epoch.aside) >= epoch.last for each in known for epoch in epochs
         )
 
     async def _learn(self, known: ConfirmedBy | None) -> None:
@@ -280,7 +400,9 @@ class Confirming:
             return
         if self.confirmed_by is None or known.version > self.confirmed_by.version:
             await self._store.write(self._outbox.remember_confirmed_by, known)
+            reach("confirm.learned")
             self.confirmed_by = known
+            self._outbox.sheddable = {}  # it was what the consumers of the older list have
 
 
 def _decode_answer(body: bytes, consumer: str) -> Answer:

@@ -1,7 +1,8 @@
 """The consumer: reads a stream's partitions, commits effects and inbox together, acknowledges afterwards.
 
 The database's position is the truth (S5): at every start, connection, or jump in what is delivered, the durables are
-set to it. A crash before the commit leaves nothing, one after it leaves a redelivery that the inbox knows.
+set to it. A crash before the commit leaves nothing, one after it leaves a redelivery that the inbox knows. An event
+whose handler fails is parked with its key and tried again from there (F1); the other keys go on.
 """
 
 from __future__ import annotations
@@ -11,26 +12,27 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
-import msgspec
 from anyio.abc import TaskStatus
 
 from forebay.backoff import Backoff
+from forebay.crash_points import reach
 from forebay.delivery import Delivery
-from forebay.errors import ForebayError, LinkError, StoreError, TopologyError
+from forebay.errors import ForebayError, LinkError, MessageError, StoreError, TopologyError
 from forebay.handlers import Handlers
-from forebay.identity import PARTITIONS
-from forebay.intake import HandlerFailedError, Taken, take_all
+from forebay.identity import PARTITIONS, parse_message_id
+from forebay.intake import Failing, HandlerFailedError, Intake, Taken, one_line, take_all
 from forebay.jetstream.claims import claim_durable
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.pulling import Delivery as Pulled
 from forebay.jetstream.pulling import Pull
-from forebay.jetstream.streams import StreamState, message_id_at, stream_state
+from forebay.jetstream.streams import StreamState, consumer_info, message_id_at, stream_state
 from forebay.jetstream.topology.checks import stream_problems
+from forebay.parking import HANDLER, Parked, due, next_retry, postpone
 from forebay.transaction import Transaction
-from forebay.unit_of_work import UnitStore
+from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,15 @@ BATCH = 500
 
 FOREIGN_KEPT = 7 * 24 * 3600
 """Seconds for which foreign ids are kept at least (I7)."""
+
+CAUSES_KEPT = 30 * 24 * 3600
+"""Seconds for which causes are kept: as long as a backup of an emitter may be old (B5)."""
+
+FAILURES_IN_A_ROW = 10
+"""Handlers' failures over different keys, with no success between, after which the consumer stops reading (F2)."""
+
+RETRIES = 50
+"""Parked events that are tried between two batches, at most."""
 
 
 class Position(NamedTuple):
@@ -49,22 +60,12 @@ class Position(NamedTuple):
     message_id: str
 
 
-class Stall(msgspec.Struct):
-    """A partition that waits behind a failing event."""
-
-    message_id: str
-    error: str
-    backoff: Backoff
-    attempts: int = 0
-    not_before: float = 0.0
-
-
 class Consumer:
     """Reads all partitions of a stream for one service. Start it with ``run``.
 
     Attributes:
         problem: why nothing is read at the moment, in a sentence; None while it reads.
-        stalled: the partitions that wait behind a failing event.
+        suspended: why it only retries what is parked and reads nothing new; None while it reads (F2).
         totals: what was done since the start, in events.
         committed: the last stream sequence committed per partition since the durables were set.
     """
@@ -94,7 +95,10 @@ class Consumer:
         self._wakened = anyio.Event()
         self._broken: str | None = None
         self.problem: str | None = "not started"
-        self.stalled: dict[int, Stall] = {}
+        self.suspended: str | None = None
+        self._failed_in_a_row: set[str] = set()
+        self._retry_at: float | None = None
+        self._rewinds: dict[int, Position] = {}
         self.totals = Taken()
         self.incarnation: str | None = None
         self.committed: dict[int, int] = {}
@@ -125,22 +129,28 @@ class Consumer:
         """Whether it reads its partitions now."""
         return self.problem is None
 
-    def outstanding(self, partition: int) -> bool:
-        """Whether something of the partition was delivered here and not committed yet."""
-        return bool(self._buffers[partition])
+    async def at_end(self, partition: int) -> bool:
+        """Whether nothing of the partition is pending or under way: then the stream's end counts as read.
+
+        Raises:
+            LinkError: the broker did not answer.
+        """
+        info = await consumer_info(self._connection, self.stream, f"{self.name}-{partition}")
+        committed = self.committed.get(partition, 0)
+        return info.pending == 0 and info.delivered <= committed and not self._buffers[partition]
 
     # --- beginning and ending
 
     async def _begin(self) -> None:
         state = await stream_state(self._connection, self.stream)
         _check_stream(state)
-        if state.created != self.incarnation:
-            self.stalled.clear()  # what they waited behind was an event of another stream
         self.incarnation = state.created
         self._broken = None
         self.committed.clear()
         positions = await self._store.read(positions_of, self.stream)
         await self._store.write(forget_foreign, state.first, FOREIGN_KEPT)
+        await self._store.write(forget_causes, CAUSES_KEPT)
+        await self._look_for_retries()
         for partition in self._partitions:
             durable = f"{self.name}-{partition}"
             await claim_durable(
@@ -198,10 +208,15 @@ class Consumer:
             try:
                 while self._broken is None:
                     self._wakened = anyio.Event()
-                    if batch := self._next_batch():
+                    if self._rewinds:
+                        await self._rewind()
+                    retried = await self._retry_due()
+                    batch = [] if self.suspended else self._next_batch()
+                    if batch:
+                        reach("consume.delivered")
                         with anyio.CancelScope(shield=True):  # a commit is never cut off from its acknowledgement
                             await self._commit(batch)
-                    else:
+                    elif not retried:
                         with anyio.move_on_after(self._until_retry()):
                             await self._wakened.wait()
                     await anyio.lowlevel.checkpoint()
@@ -215,58 +230,149 @@ class Consumer:
             raise LinkError(self._broken)
 
     def _next_batch(self) -> list[tuple[int, Pulled]]:
-        """Take what waits, in order per partition, a fair share of each partition that is not stalled."""
-        now = self._clock()
-        ready = [
-            partition
-            for partition, buffer in self._buffers.items()
-            if buffer and not (partition in self.stalled and self.stalled[partition].not_before > now)
+        """Take what waits, in order per partition, a fair share of each partition."""
+        ready = [partition for partition, buffer in self._buffers.items() if buffer]
+        share = max(1, BATCH // len(ready)) if ready else 0
+        return [
+            (partition, self._buffers[partition].popleft())
+            for partition in ready
+            for _ in range(min(share, len(self._buffers[partition])))
         ]
-        share = BATCH // len(ready) if ready else 0
-        batch: list[tuple[int, Pulled]] = []
-        for partition in ready:
-            buffer = self._buffers[partition]
-            # A stalled partition is tried with the failing event alone.
-            count = 1 if partition in self.stalled else min(share, len(buffer))
-            batch.extend((partition, buffer.popleft()) for _ in range(count))
-        return batch
-
-    def _until_retry(self) -> float | None:
-        waits = [stall.not_before - self._clock() for p, stall in self.stalled.items() if self._buffers[p]]
-        return max(0.01, min(waits)) if waits else None
 
     async def _commit(self, batch: list[tuple[int, Pulled]]) -> None:
+        """Commit a batch, in parts around the events that fail; they are parked, each in a part of its own."""
         one_by_one, size = False, len(batch)
-        retried = {partition for partition, _ in batch if partition in self.stalled}
-        while batch:
+        failing: dict[str, str] = {}
+        while batch and not self.suspended:
             part = batch[:size]
             deliveries = [_delivery(partition, pulled) for partition, pulled in part]
             try:
                 taken = await self._store.write(
-                    take_all, self._handlers, self.stream, self.incarnation or "", deliveries, one_by_one
+                    take_all, self._handlers, self.stream, self.incarnation or "", deliveries, one_by_one, failing
                 )
             except HandlerFailedError as error:
-                if error.alone:
-                    batch = self._stall(batch, error.index, error.message_id, error)
-                else:
+                if not error.alone:
                     one_by_one = True
+                elif error.message_id in failing:
+                    raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
+                else:
+                    self._failed(failing, error.message_id, str(error), error.__cause__)
+                    size = max(1, error.index)  # what came before it is committed without it
             except StoreError:
                 raise
-            except Exception as error:  # noqa: BLE001 - stalls loudly, as a handler's failure does
-                # Not in a handler: a deferred constraint that COMMIT found, or an event that the intake itself fails
-                # on. Whose it is shows only singly.
-                if size == 1:
-                    message_id = part[0][1].headers.get("Nats-Msg-Id", "")
-                    batch = self._stall(batch, 0, message_id, error)
-                size = 1
+            except Exception as error:
+                # Not in a handler: a deferred constraint that COMMIT found, say. Whose it is shows only singly.
+                message_id = _message_id(part[0][1])
+                if size > 1:
+                    size = 1
+                elif message_id in failing:
+                    raise StoreError(f"{message_id} can neither be taken nor parked: {one_line(error)}") from error
+                else:
+                    self._failed(failing, message_id, one_line(error), error)
             else:
+                reach("consume.committed")
                 self._acknowledge(part)
-                # Not one that stalls in this very batch, with events in it that came before the failing one.
-                for partition in retried & {partition for partition, _ in part}:
-                    logger.warning("consumer.resumed", extra={"consumer": self.name, "partition": partition})
-                    del self.stalled[partition]
+                reach("consume.acknowledged")
                 self._count(taken)
-                batch = batch[size:]
+                await self._judge_row(taken, failing)
+                if taken.parked:
+                    failing.clear()
+                batch, size = batch[size:], len(batch)
+        for partition, pulled in reversed(batch):  # suspended: it comes back first
+            self._buffers[partition].appendleft(pulled)
+
+    def _failed(self, failing: dict[str, str], message_id: str, detail: str, cause: BaseException | None) -> None:
+        failing[message_id] = detail
+        logger.error(
+            "consumer.handler_failed",
+            extra={"consumer": self.name, "message_id": message_id, "reason": detail},
+            exc_info=cause,
+        )
+
+    async def _judge_row(self, taken: Taken, failing: Failing) -> None:
+        """Suspend reading after too many failures in a row: it is likely not the events' fault (F2)."""
+        if taken.applied:
+            self._failed_in_a_row.clear()
+        if taken.parked:
+            self._failed_in_a_row.update(failing)
+        if taken.parked or taken.filled:
+            await self._look_for_retries()
+        if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW and self.suspended is None:
+            self.suspended = f"{len(self._failed_in_a_row)} events in a row failed: waits for a retry to succeed"
+            logger.error("consumer.suspended", extra={"consumer": self.name, "reason": self.suspended})
+
+    # --- retries, and what else changes the state of origins (S7)
+
+    async def settle(self, unit: Callable[..., Taken], /, *args: Any) -> Taken:
+        """Run ``unit(work, *args, failing)`` until no handler fails in it that is not parked; count what it did.
+
+        Raises:
+            StoreError: the database failed; nothing of it was kept.
+        """
+        failing: dict[str, str] = {}
+        while True:
+            try:
+                taken = await self._store.write(unit, *args, failing)
+            except HandlerFailedError as error:
+                if error.message_id in failing:
+                    raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
+                self._failed(failing, error.message_id, str(error), error.__cause__)
+            else:
+                self._count(taken)
+                self.look_again()
+                return taken
+
+    def rewind(self, partition: int, position: Position) -> None:
+        """Read a partition again from behind a position, after the batch under way."""
+        self._rewinds[partition] = position
+        self._wakened.set()
+
+    def look_again(self) -> None:
+        """Say that parked events may be due earlier than was known."""
+        self._retry_at = self._clock()
+        self._wakened.set()
+
+    async def _rewind(self) -> None:
+        for partition, position in self._rewinds.items():
+            await self._store.write(write_position, self.stream, partition, position)
+        self._rewinds.clear()
+        self._break("events that were given up are read again")
+
+    async def _retry_due(self) -> bool:
+        """Try the parked events whose time has come; return whether there were any."""
+        if self._retry_at is None or self._retry_at > self._clock():
+            return False
+        waiting = await self._store.read(due, RETRIES)
+        for parked in waiting:
+            with anyio.CancelScope(shield=True):
+                await self._retry(parked)
+        await self._look_for_retries()
+        return bool(waiting)
+
+    async def _retry(self, parked: Parked) -> None:
+        extra = {"consumer": self.name, "message_id": parked.message_id, "attempts": parked.attempts}
+        try:
+            self._count(await self._store.write(retry_one, self._handlers, parked))
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it stays parked with it
+            reason = error.reason if isinstance(error, MessageError) else HANDLER
+            detail = str(error) if isinstance(error, ForebayError) else one_line(error)
+            await self._store.write(postpone, parked, reason, detail)
+            logger.warning("consumer.retry_failed", extra={**extra, "reason": detail})
+        else:
+            logger.info("consumer.retried", extra=extra)
+            self._failed_in_a_row.clear()
+            if self.suspended is not None:
+                self.suspended = None
+                logger.warning("consumer.resumed", extra={"consumer": self.name})
+
+    async def _look_for_retries(self) -> None:
+        wait = await self._store.read(next_retry)
+        self._retry_at = None if wait is None else self._clock() + max(0.0, wait)
+
+    def _until_retry(self) -> float | None:
+        return None if self._retry_at is None else max(0.01, self._retry_at - self._clock())
 
     def _acknowledge(self, batch: list[tuple[int, Pulled]]) -> None:
         last = dict(batch)  # the last of each partition: ack_policy all
@@ -276,32 +382,6 @@ class Consumer:
             if pull is not None and self._broken is None:
                 pull.acknowledge(pulled)
                 pull.consumed(sum(1 for each, _ in batch if each == partition))
-
-    def _stall(
-        self, batch: list[tuple[int, Pulled]], index: int, message_id: str, error: Exception
-    ) -> list[tuple[int, Pulled]]:
-        """Put the failing event and what follows in its partition back; return the rest of the batch."""
-        reason = str(error) if isinstance(error, ForebayError) else f"{type(error).__name__}: {error}"
-        failing = batch[index][0]
-        kept = [each for at, each in enumerate(batch) if each[0] != failing or at < index]
-        back = [pulled for at, (partition, pulled) in enumerate(batch) if partition == failing and at >= index]
-        self._buffers[failing].extendleft(reversed(back))
-        stall = self.stalled.setdefault(failing, Stall(message_id, reason, Backoff(first=0.5)))
-        stall.message_id, stall.error = message_id, reason
-        stall.attempts += 1
-        stall.not_before = self._clock() + stall.backoff.next()
-        logger.error(
-            "consumer.stalled",
-            extra={
-                "consumer": self.name,
-                "partition": failing,
-                "message_id": message_id,
-                "attempts": stall.attempts,
-                "reason": reason,
-            },
-            exc_info=(error.__cause__ or error) if stall.attempts == 1 else None,
-        )
-        return kept
 
     def _count(self, taken: Taken) -> None:
         for field in Taken.__struct_fields__:
@@ -326,6 +406,37 @@ def forget_foreign(tx: Transaction, first_sequence: int, kept: float) -> None:
         first=first_sequence,
         before=int((time.time() - kept) * 1000),
     )
+
+
+def forget_causes(tx: Transaction, kept: float) -> None:
+    """Forget causes that are older than ``kept`` seconds (B5)."""
+    tx.execute("delete from forebay_cause where seen_at < :before", before=int((time.time() - kept) * 1000))
+
+
+def write_position(tx: Transaction, stream: str, partition: int, position: Position) -> None:
+    """Set a partition back to a position."""
+    tx.execute(
+        "update forebay_position set incarnation = :incarnation, sequence = :sequence, message_id = :message_id"
+        " where stream = :stream and partition = :partition",
+        stream=stream,
+        partition=partition,
+        **position._asdict(),
+    )
+
+
+def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:
+    """Make a parked event's effect, in one unit of work with its leaving the parking; raises as ``Intake.retry``."""
+    intake = Intake(work, handlers)
+    intake.retry(parked)
+    return intake.finish()
+
+
+def _message_id(pulled: Pulled) -> str:
+    try:
+        found = parse_message_id(pulled.headers.get("Nats-Msg-Id", ""))
+    except MessageError:
+        found = None
+    return str(found) if found else pulled.headers.get("Nats-Msg-Id", "")
 
 
 def _check_stream(state: StreamState) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
+
+from forebay.protocol.archive import ArchiveQuestion
+from forebay.transaction import Transaction
 
 
 class Delivery(NamedTuple):
@@ -24,3 +27,7 @@ class Delivery(NamedTuple):
     def time(self) -> datetime:
         """When the broker stored it."""
         return datetime.fromtimestamp(self.stored_at / 1e9, UTC)
+
+
+ReadArchive = Callable[[Transaction, ArchiveQuestion], list[tuple[int, Delivery]]]
+"""Returns what an archive has of a range of an epoch, ascending, each event with its sequence; at most ``limit``."""

@@ -12,6 +12,7 @@
     │   ├── StoreBusyError          locked by another process; try again
     │   ├── StoreFullError          the disk, or the page limit, is spent
     │   ├── StoreClosedError        the store was closed before the unit of work ran
+    │   ├── DamagedError            the file is damaged (sqlite/failures.py): the next opening salvages it
     │   ├── BudgetSpentError        a lane's byte budget is spent and the lane blocks
     │   └── OutcomeUnknownError     COMMIT itself failed: the unit may or may not be on disk
     ├── ConstraintError             a unit of work broke a constraint of the schema

@@ -42,6 +42,8 @@ class Handlers:
     def __init__(self) -> None:
         self._by_kind: dict[tuple[str, str], dict[int, Registration]] = {}
         self._everything: Registration | None = None
+        self.repeated: Callable[..., None] | None = None
+        """Sees each event whose id was taken before: ``f(tx, message)``; the archive compares bodies with it."""
         self._decoders: dict[type[Event], msgspec.json.Decoder[Event]] = {}
 
     def __bool__(self) -> bool:
@@ -51,6 +53,11 @@ class Handlers:
     def services(self) -> list[str]:
         """The services whose events this consumer reads, sorted; ``["*"]`` for all."""
         return [ALL] if self._everything else sorted({service for service, _ in self._by_kind})
+
+    @property
+    def takes_everything(self) -> bool:
+        """Whether one handler gets every event of every service."""
+        return self._everything is not None
 
     def add(self, event: type[Event], function: Handler, *, batch: bool) -> None:
         """Let ``function`` handle one version of one event.

@@ -108,10 +108,18 @@ def retransmission_id(message_id: str) -> str:
     return f"{message_id}~{''.join(secrets.choice(_SUFFIX) for _ in range(12))}"
 
 
-def new_epoch() -> str:
-    """Return a fresh UUIDv7 (RFC 9562) in 32 hex digits."""
-    milliseconds = time.time_ns() // 1_000_000 & 0xFFFFFFFFFFFF
+def new_epoch(after: str | None = None) -> str:
+    """Return a fresh UUIDv7 (RFC 9562) in 32 hex digits.
+
+    Args:
+        after: the origin's epoch before it. The new one sorts after it even where the wall clock was set back: its
+            milliseconds are at least one above.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    if after is not None:
+        milliseconds = max(milliseconds, int(after[:12], 16) + 1)
     random = int.from_bytes(os.urandom(10), "big")
+    milliseconds = min(milliseconds, 0xFFFFFFFFFFFF)
     value = milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
     return f"{value:032x}"
 

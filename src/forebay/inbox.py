@@ -1,4 +1,4 @@
-"""The inbox: what a consumer has seen, at constant cost per epoch, in the effects' transaction (rules B1 to B3)."""
+"""The inbox: what a consumer has seen, at constant cost per epoch, in the effects' transaction (rules B1 to B5)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from forebay.delivery import Delivery
 from forebay.envelope import Identity
-from forebay.identity import Place, parse_place
+from forebay.identity import Origin, Place, parse_place
 from forebay.protocol.inbox import EpochState, OriginInbox
 from forebay.sequences import SequenceSet
 from forebay.transaction import Row, Transaction
@@ -16,14 +16,32 @@ from forebay.transaction import Row, Transaction
 _ranges = msgspec.json.Decoder(list[tuple[int, int]])
 _headers = msgspec.json.Decoder(dict[str, str])
 
-_EPOCHS = """
-    select epoch, lane, prev, watermark, held from forebay_inbox
-    where node = :node and service = :service and (epoch in (:epoch, :prev) or held <> '[]')"""
+
+class _Decided(msgspec.Struct, frozen=True, omit_defaults=True):
+    dropped: list[tuple[int, int]] = []
+    withheld: dict[int, str | None] = {}
+
+
+_decided = msgspec.json.Decoder(_Decided)
+_given_up = msgspec.json.Decoder(tuple[int, int, int])
+
+_COLUMNS = "epoch, lane, prev, watermark, held, missing, wanted, decided, given_up, abandoned_after"
+
+_EPOCHS = f"""
+    select {_COLUMNS} from forebay_inbox
+    where node = :node and service = :service and (
+      epoch in (:epoch, :prev) or held <> '[]' or decided <> '{{}}' or abandoned_after is not null)"""
+
+_ALL = f"select {_COLUMNS} from forebay_inbox where node = :node and service = :service"
 
 _SAVE = """
-    insert into forebay_inbox (node, service, epoch, lane, prev, watermark, held)
-    values (:node, :service, :epoch, :lane, :prev, :watermark, :held)
-    on conflict (node, service, epoch) do update set watermark = excluded.watermark, held = excluded.held"""
+    insert into forebay_inbox (node, service, epoch, lane, prev, watermark, held, missing, wanted, decided, given_up,
+      abandoned_after)
+    values (:node, :service, :epoch, :lane, :prev, :watermark, :held, :missing, :wanted, :decided, :given_up,
+      :abandoned_after)
+    on conflict (node, service, epoch) do update set
+      watermark = excluded.watermark, held = excluded.held, missing = excluded.missing, wanted = excluded.wanted,
+      decided = excluded.decided, given_up = excluded.given_up, abandoned_after = excluded.abandoned_after"""
 
 _HOLD = """
     insert into forebay_held (node, service, epoch, sequence, subject, headers, body, stream_sequence, stored_at)
@@ -44,16 +62,25 @@ class Inbox:
 
     def of(self, identity: Identity, place: Place) -> OriginInbox:
         """Return the epochs of a message's node and service: its own, the one before it, and all that hold events."""
-        key = (identity.node, identity.service)
-        origin = self._origins.get(key)
-        if origin is None:
-            origin = self._origins[key] = OriginInbox({})
+        origin = self._origin(identity.node, identity.service)
         prev = identity.prev.epoch if identity.prev else ""
         if place.epoch not in origin.epochs or (prev and prev not in origin.epochs):
-            rows = self._tx.execute(_EPOCHS, node=key[0], service=key[1], epoch=place.epoch, prev=prev)
-            for row in rows:
-                origin.epochs.setdefault(row["epoch"], _state(row))
+            key = {"node": identity.node, "service": identity.service}
+            self._read(origin, _EPOCHS, **key, epoch=place.epoch, prev=prev)
         return origin
+
+    def whole(self, node: str, service: str) -> OriginInbox:
+        """Return all epochs of a node's service."""
+        origin = self._origin(node, service)
+        self._read(origin, _ALL, node=node, service=service)
+        return origin
+
+    def _origin(self, node: str, service: str) -> OriginInbox:
+        return self._origins.setdefault((node, service), OriginInbox({}))
+
+    def _read(self, origin: OriginInbox, sql: str, **params: str) -> None:
+        for row in self._tx.execute(sql, **params):
+            origin.epochs.setdefault(row["epoch"], _state(row))
 
     def seen_foreign(self, identity: Identity, delivery: Delivery) -> bool:
         """Record a foreign producer's id; return whether it was there already (I7).
@@ -81,9 +108,14 @@ class Inbox:
         )
         return False
 
-    def hold(self, identity: Identity, place: Place, delivery: Delivery) -> None:
-        """Keep an event that waits for a hole to be repaired."""
-        self.of(identity, place).hold(place)
+    def hold(self, identity: Identity, place: Place, delivery: Delivery) -> Place | None:
+        """Keep an event that waits for a hole to be repaired.
+
+        Returns:
+            The place that was given up for it: the highest that is held, where the origin holds too much (B3).
+        """
+        origin = self.of(identity, place)
+        origin.hold(place)
         self._tx.execute(
             _HOLD,
             node=identity.node,
@@ -96,20 +128,18 @@ class Inbox:
             stream_sequence=delivery.stream_sequence,
             stored_at=delivery.stored_at,
         )
+        excess = origin.overfull(identity.lane)
+        if excess is not None:
+            given_up = self.release(Origin(identity.node, identity.service, identity.lane), excess, 0)
+            origin.give_up(excess, given_up.stream_sequence)
+        return excess
 
-    def release(self, identity: Identity, place: Place, partition: int) -> Delivery:
+    def release(self, origin: Origin, place: Place, partition: int) -> Delivery:
         """Take a held event out; it takes effect in this transaction."""
         row = self._tx.execute(
-            _RELEASE, node=identity.node, service=identity.service, epoch=place.epoch, sequence=place.sequence
+            _RELEASE, node=origin.node, service=origin.service, epoch=place.epoch, sequence=place.sequence
         )[0]
-        return Delivery(
-            partition,
-            row["stream_sequence"],
-            row["stored_at"],
-            row["subject"],
-            _headers.decode(row["headers"]),
-            row["body"],
-        )
+        return _delivery(partition, row)
 
     def save(self) -> None:
         """Write back the epochs that moved: one row each, whatever the number of their events."""
@@ -122,6 +152,11 @@ class Inbox:
                 "prev": str(state.prev or "none"),
                 "watermark": state.passed.watermark,
                 "held": msgspec.json.encode(state.passed.ranges).decode(),
+                "missing": msgspec.json.encode(state.missing).decode(),
+                "wanted": msgspec.json.encode(state.wanted).decode(),
+                "decided": msgspec.json.encode(_Decided(state.dropped, state.withheld)).decode(),
+                "given_up": msgspec.json.encode(state.given_up).decode() if state.given_up else None,
+                "abandoned_after": state.abandoned_after,
             }
             for (node, service), origin in self._origins.items()
             for epoch, state in origin.changed()
@@ -130,21 +165,51 @@ class Inbox:
             self._tx.executemany(_SAVE, changed)
 
 
-def epochs_of(tx: Transaction, node: str, service: str, epochs: list[str]) -> dict[str, SequenceSet]:
+def epochs_of(tx: Transaction, node: str, service: str, epochs: list[str]) -> dict[str, EpochState]:
     """Return how far the inbox is with the named epochs of a node's service; the unknown ones are left out."""
     found = {}
     for epoch in epochs:
-        rows = tx.execute(
-            "select watermark, held from forebay_inbox where node = :node and service = :service and epoch = :epoch",
-            node=node,
-            service=service,
-            epoch=epoch,
-        )
-        if rows:
-            found[epoch] = SequenceSet(rows[0]["watermark"], _ranges.decode(rows[0]["held"]))
+        sql = f"{_ALL} and epoch = :epoch"
+        for row in tx.execute(sql, node=node, service=service, epoch=epoch):
+            found[epoch] = _state(row)
     return found
 
 
+def held_between(
+    tx: Transaction, node: str, service: str, epoch: str, first: int, last: int, limit: int
+) -> list[tuple[int, Delivery]]:
+    """Return the held events of a range, ascending, each with its sequence."""
+    rows = tx.execute(
+        "select sequence, subject, headers, body, stream_sequence, stored_at from forebay_held where node = :node"
+        " and service = :service and epoch = :epoch and sequence between :first and :last"
+        " order by sequence limit :limit",
+        node=node,
+        service=service,
+        epoch=epoch,
+        first=first,
+        last=last,
+        limit=limit,
+    )
+    return [(row["sequence"], _delivery(0, row)) for row in rows]
+
+
+def _delivery(partition: int, row: Row) -> Delivery:
+    headers = _headers.decode(row["headers"])
+    return Delivery(partition, row["stream_sequence"], row["stored_at"], row["subject"], headers, row["body"])
+
+
 def _state(row: Row) -> EpochState:
-    passed = SequenceSet(row["watermark"], _ranges.decode(row["held"]))
-    return EpochState(row["lane"], parse_place(row["prev"]), passed)
+    state = EpochState(
+        row["lane"], parse_place(row["prev"]), SequenceSet(row["watermark"], _ranges.decode(row["held"]))
+    )
+    if row["missing"] != "[]":
+        state.missing = _ranges.decode(row["missing"])
+    if row["wanted"] != "[]":
+        state.wanted = _ranges.decode(row["wanted"])
+    if row["decided"] != "{}":
+        decided = _decided.decode(row["decided"])
+        state.dropped, state.withheld = decided.dropped, decided.withheld
+    if row["given_up"] is not None:
+        state.given_up = _given_up.decode(row["given_up"])
+    state.abandoned_after = row["abandoned_after"]
+    return state

@@ -1,23 +1,27 @@
-"""The intake: deliveries become effects in one transaction, with inbox and stream position (rules S5, B1 to B3).
+"""The intake: deliveries become effects in one transaction, with inbox and stream position (rules S5, B1 to B5, F1).
 
 A batch is run with no savepoints. Where a handler fails, the whole transaction is undone and the caller runs it again
-without the events from the failing one on: handlers may run twice before they count once.
+with that event among those to park: handlers may run twice before they count once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from forebay.crash_points import reach
 from forebay.delivery import Delivery
 from forebay.envelope import Identity, Message, decode_message, identify
 from forebay.errors import ForebayError, HeaderError, MessageError, StoreError
 from forebay.event import Event
+from forebay.gaps import record_gap
 from forebay.handlers import Handlers, Registration
+from forebay.identity import Origin, Place
 from forebay.inbox import Inbox
-from forebay.parking import park
-from forebay.protocol.inbox import Verdict
+from forebay.parking import ABANDONED, BEHIND, FOREIGN_LANE, HANDLER, LATE, Parked, Parking, origin_of
+from forebay.protocol.inbox import Due, OriginInbox, Step, Verdict
 from forebay.unit_of_work import UnitOfWork
 
 _POSITION = """
@@ -25,6 +29,10 @@ _POSITION = """
     values (:stream, :partition, :incarnation, :sequence, :message_id)
     on conflict (stream, partition) do update set
       incarnation = excluded.incarnation, sequence = excluded.sequence, message_id = excluded.message_id"""
+
+_CAUSE = """
+    insert into forebay_cause (node, service, cause, seen_at) values (:node, :service, :cause, :seen_at)
+    on conflict do nothing returning 1"""
 
 
 class HandlerFailedError(ForebayError):
@@ -39,10 +47,14 @@ class HandlerFailedError(ForebayError):
     retryable = True
 
     def __init__(self, index: int, message: Message, *, alone: bool, cause: Exception) -> None:
-        super().__init__(f"the handler of {message.type} failed on {message.message_id}: {_one_line(cause)}")
+        super().__init__(f"the handler of {message.type} failed on {message.message_id}: {one_line(cause)}")
         self.index = index
         self.message_id = message.message_id
         self.alone = alone
+
+
+Failing = Mapping[str, str]
+"""Message ids of events that are to be parked, each with what its handler raised."""
 
 
 class Taken(msgspec.Struct):
@@ -53,25 +65,26 @@ class Taken(msgspec.Struct):
     duplicates: int = 0
     held: int = 0
     parked: int = 0
+    filled: int = 0
+    missing: int = 0
 
 
 class Intake:
     """One transaction's intake. Make one, ``take`` the deliveries in order, ``finish``; then the store commits."""
 
     def __init__(
-        self, work: UnitOfWork, handlers: Handlers, stream: str, incarnation: str, *, one_by_one: bool
+        self, work: UnitOfWork, handlers: Handlers, *, one_by_one: bool = True, failing: Failing | None = None
     ) -> None:
         self._work = work
         self._handlers = handlers
-        self._stream = stream
-        self._incarnation = incarnation
-        self._inbox = Inbox(work)
         self._one_by_one = one_by_one
+        self._failing = failing or {}
         self._batch: list[tuple[Event | None, Message]] = []
         self._batch_of: Registration | None = None
         self._batch_from = 0
-        self._positions: dict[int, Delivery] = {}
         self._index = 0
+        self.inbox = Inbox(work)
+        self.parking = Parking(work)
         self.taken = Taken()
 
     def take(self, index: int, delivery: Delivery) -> None:
@@ -82,67 +95,120 @@ class Intake:
             StoreError: the database failed.
         """
         self._index = index
-        self._positions[delivery.partition] = delivery
         try:
             identity = identify(delivery.subject, delivery.headers)
         except HeaderError as error:
-            return self._park(delivery, error, None)
+            return self._park(delivery, None, error.reason, str(error), alone=True)
         place = identity.place
         if place is None:
-            if self._inbox.seen_foreign(identity, delivery):
+            if self.inbox.seen_foreign(identity, delivery):
                 self.taken.duplicates += 1
             else:
                 self._apply(identity, delivery)
             return None
-        origin = self._inbox.of(identity, place)
-        verdict = origin.judge(place, identity.prev, identity.lane)
-        if verdict is Verdict.DUPLICATE:
-            self.taken.duplicates += 1
-        elif verdict is Verdict.FOREIGN_LANE:
-            stranger = HeaderError(f"epoch {place.epoch} belongs to another lane than {identity.lane!r}")
-            self._park(delivery, stranger, identity, "foreign-lane")
-        elif verdict is Verdict.HOLD:
-            self._inbox.hold(identity, place, delivery)
-            self.taken.held += 1
-        else:
-            self._apply(identity, delivery)
-            origin.settle(place)
-            while (due := origin.due()) is not None:
-                released = self._inbox.release(identity, due, delivery.partition)
-                self._apply(identify(released.subject, released.headers), released)
-                origin.settle(due)
+        origin = self.inbox.of(identity, place)
+        match origin.judge(place, identity.prev, identity.lane):
+            case Verdict.APPLY:
+                self._apply(identity, delivery)
+                origin.settle(place)
+                self.drain(origin_of(identity), origin, delivery.partition)
+            case Verdict.DUPLICATE:
+                self._repeated(identity, delivery)
+            case Verdict.HOLD:
+                self.inbox.hold(identity, place, delivery)
+                self.taken.held += 1
+                reach("consume.held")
+            case Verdict.FOREIGN_LANE:
+                stranger = f"epoch {place.epoch} belongs to another lane than {identity.lane!r}"
+                self._park(delivery, identity, FOREIGN_LANE, stranger, alone=True)
+            case Verdict.LATE:
+                origin.found(place)
+                self._park(delivery, identity, LATE, "its place was closed without it", alone=True, on_request=True)
+            case Verdict.FILL:
+                origin.found(place)
+                self.parking.fill(origin_of(identity), place, delivery)
+                self.taken.filled += 1
         return None
 
+    def drain(self, origin: Origin, known: OriginInbox, partition: int) -> None:
+        """Pass what is due now: held events take effect, dropped places are missing, withheld ones are parked."""
+        while (step := known.due()) is not None:
+            place = Place(step.epoch, step.first)
+            if step.due is Due.HELD:
+                released = self.inbox.release(origin, place, partition)
+                self._apply(identify(released.subject, released.headers), released)
+                known.settle(place)
+            elif step.due is Due.DROPPED:
+                self.skip(origin, known, step, "drop", "the node's budget pushed it out")
+            else:
+                self.parking.want(origin, place, step.key, partition)
+                known.want(place)
+                self.taken.parked += 1
+
+    def skip(self, origin: Origin, known: OriginInbox, places: Step, kind: str, reason: str) -> None:
+        """Pass places without their events, on record."""
+        known.skip(places.epoch, places.last)
+        record_gap(self._work, origin, places.epoch, (places.first, places.last), kind, reason)
+        self.taken.missing += places.last - places.first + 1
+
+    def retry(self, parked: Parked) -> None:
+        """Make the effect of a parked event and take it out; ``finish`` afterwards.
+
+        Raises:
+            HandlerFailedError: its handler raised again.
+            MessageError: it still cannot be read.
+        """
+        identity = identify(parked.delivery.subject, parked.delivery.headers)
+        self.parking.remove(parked.id)
+        place = identity.place
+        if place is not None and place not in self.inbox.of(identity, place):
+            self.take(0, parked.delivery)  # its envelope could not be read before: its origin waits for it
+            return
+        message = decode_message(identity, parked.delivery.body, parked.delivery.time)
+        found = self._handlers.find(message)
+        if found is not None and self._is_first(identity, message):
+            self._handle(*found, message)
+
     def finish(self) -> Taken:
-        """Run what batch handlers still wait for and write inbox and positions."""
+        """Run what batch handlers still wait for and write the inbox."""
         self._run_batch()
-        self._inbox.save()
-        self._work.executemany(
-            _POSITION,
-            [
-                {
-                    "stream": self._stream,
-                    "partition": partition,
-                    "incarnation": self._incarnation,
-                    "sequence": delivery.stream_sequence,
-                    "message_id": delivery.headers.get("Nats-Msg-Id", ""),
-                }
-                for partition, delivery in self._positions.items()
-            ],
-        )
+        self.inbox.save()
         return self.taken
 
     def _apply(self, identity: Identity, delivery: Delivery) -> None:
+        if self.parking.blocks(identity):
+            return self._park(delivery, identity, BEHIND, "an earlier event of its key is parked")
         try:
             message = decode_message(identity, delivery.body, delivery.time)
             found = self._handlers.find(message)
         except MessageError as error:
-            return self._park(delivery, error, identity)
+            return self._park(delivery, identity, error.reason, str(error))
         if found is None:
             self.taken.skipped += 1
             return None
+        if message.message_id in self._failing:
+            return self._park(delivery, identity, HANDLER, self._failing[message.message_id])
+        if message.cause is not None and identity.place is not None:
+            if self.inbox.of(identity, identity.place).abandoned(identity.place):
+                branch = "a restore of its emitter left it behind: it is emitted again"
+                return self._park(delivery, identity, ABANDONED, branch, alone=True, on_request=True)
+            if not self._is_first(identity, message):
+                self.taken.duplicates += 1
+                return None
+        self._handle(*found, message)
+        return None
+
+    def _is_first(self, identity: Identity, message: Message) -> bool:
+        """Whether nothing was done yet because of this message's cause (B5); what keeps everything keeps them all."""
+        if message.cause is None or self._handlers.takes_everything:
+            return True
+        now = time.time_ns() // 1_000_000
+        return bool(
+            self._work.execute(_CAUSE, node=identity.node, service=identity.service, cause=message.cause, seen_at=now)
+        )
+
+    def _handle(self, registration: Registration, event: Event | None, message: Message) -> None:
         self.taken.applied += 1
-        registration, event = found
         if registration.batch:
             if registration is not self._batch_of:
                 self._run_batch()
@@ -150,7 +216,7 @@ class Intake:
             self._batch.append((event, message))
             if self._one_by_one:
                 self._run_batch()
-            return None
+            return
         self._run_batch()
         self._work.because_of(message)
         try:
@@ -163,7 +229,7 @@ class Intake:
         except Exception as error:
             raise HandlerFailedError(self._index, message, alone=True, cause=error) from error
         self._work.because_of(None)
-        return None
+        reach("consume.applied")
 
     def _run_batch(self) -> None:
         registration, batch = self._batch_of, self._batch
@@ -181,9 +247,30 @@ class Intake:
         except Exception as error:
             alone = len(batch) == 1
             raise HandlerFailedError(self._batch_from, messages[0], alone=alone, cause=error) from error
+        reach("consume.applied")
 
-    def _park(self, delivery: Delivery, error: MessageError, identity: Identity | None, reason: str = "") -> None:
-        park(self._work, delivery, error, identity, reason)
+    def _repeated(self, identity: Identity, delivery: Delivery) -> None:
+        self.taken.duplicates += 1
+        if self._handlers.repeated is None:
+            return
+        self._run_batch()  # what it is compared with may be among them
+        try:
+            message = decode_message(identity, delivery.body, delivery.time)
+        except MessageError:
+            return  # the first copy was parked
+        self._handlers.repeated(self._work, message)
+
+    def _park(
+        self,
+        delivery: Delivery,
+        identity: Identity | None,
+        reason: str,
+        detail: str,
+        *,
+        alone: bool = False,
+        on_request: bool = False,
+    ) -> None:
+        self.parking.park(delivery, identity, reason, detail, alone=alone, on_request=on_request)
         self.taken.parked += 1
 
 
@@ -194,13 +281,37 @@ def take_all(
     incarnation: str,
     deliveries: Sequence[Delivery],
     one_by_one: bool,
+    failing: Failing | None = None,
 ) -> Taken:
-    """Take a batch of deliveries in one unit of work. Raises as ``Intake.take`` does."""
-    intake = Intake(work, handlers, stream, incarnation, one_by_one=one_by_one)
+    """Take a batch of a stream's deliveries in one unit of work, with the position that it leads to.
+
+    Raises as ``Intake.take`` does.
+    """
+    reach("consume.begun")
+    intake = Intake(work, handlers, one_by_one=one_by_one, failing=failing)
+    positions: dict[int, Delivery] = {}
     for index, delivery in enumerate(deliveries):
+        positions[delivery.partition] = delivery
         intake.take(index, delivery)
-    return intake.finish()
+    taken = intake.finish()
+    reach("consume.saved")
+    work.executemany(
+        _POSITION,
+        [
+            {
+                "stream": stream,
+                "partition": partition,
+                "incarnation": incarnation,
+                "sequence": delivery.stream_sequence,
+                "message_id": delivery.headers.get("Nats-Msg-Id", ""),
+            }
+            for partition, delivery in positions.items()
+        ],
+    )
+    reach("consume.positioned")
+    return taken
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

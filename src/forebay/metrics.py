@@ -10,27 +10,39 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from forebay.books import Books
 from forebay.running import RunningService
 from forebay.transaction import Row, Transaction
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-_BOOKS = "select lane, bytes, written, confirmed from forebay_origin where destination = ''"
+_LANES = """
+    select o.lane, o.bytes, o.written, o.confirmed, o.dropped,
+      (select count(*) from forebay_withheld w join forebay_epoch e on e.id = w.epoch where e.origin = o.id) as withheld
+    from forebay_origin o where o.destination = ''"""
 
 
 async def render(services: Sequence[RunningService], *, connected: bool) -> str:
     """Return the metrics of all services in Prometheus' text format."""
-    books = {service.name: await service.store.read(_books) for service in services}
+    lanes = {service.name: await service.store.read(_lanes) for service in services}
+    books = {service.name: await service.confirming.books() for service in services if service.confirming is not None}
     registry = CollectorRegistry()
-    registry.register(_Snapshot(services, books, connected))
+    registry.register(_Snapshot(services, lanes, books, connected))
     return generate_latest(registry).decode()
 
 
 class _Snapshot(Collector):
     """The values as they stand; a registry of its own for each scrape."""
 
-    def __init__(self, services: Sequence[RunningService], books: dict[str, list[Row]], connected: bool) -> None:
+    def __init__(
+        self,
+        services: Sequence[RunningService],
+        lanes: dict[str, list[Row]],
+        books: dict[str, list[Books]],
+        connected: bool,
+    ) -> None:
         self._services = services
+        self._lanes = lanes
         self._books = books
         self._connected = connected
 
@@ -38,6 +50,7 @@ class _Snapshot(Collector):
         """Yield the metric families."""
         yield GaugeMetricFamily("forebay_connected", "1 while there is a connection to the broker", self._connected)
         yield from self._outboxes()
+        yield self._books_of_consumers()
         yield from self._consumers()
 
     def _outboxes(self) -> Iterator[Any]:
@@ -46,6 +59,8 @@ class _Snapshot(Collector):
         freed = CounterMetricFamily("forebay_outbox_freed", "Confirmed events freed from the disk", labels=labels)
         size = GaugeMetricFamily("forebay_outbox_bytes", "Bytes that the lane's rows take", labels=labels)
         budget = GaugeMetricFamily("forebay_outbox_budget_bytes", "Bytes that they may take", labels=labels)
+        dropped = CounterMetricFamily("forebay_outbox_dropped", "Events that the budget pushed out", labels=labels)
+        withheld = GaugeMetricFamily("forebay_outbox_withheld", "Events that the broker refuses", labels=labels)
         resent = CounterMetricFamily(
             "forebay_relay_resent", "Events sent again since the start: a consumer missed them", labels=["service"]
         )
@@ -53,16 +68,30 @@ class _Snapshot(Collector):
         for service in self._services:
             if service.relay is not None:
                 resent.add_metric([service.name], service.relay.resent)
-            for row in self._books[service.name]:
+            for row in self._lanes[service.name]:
                 lane = service.outbox.lanes.get(row["lane"])
                 at = [service.name, row["lane"]]
                 written.add_metric(at, row["written"])
                 freed.add_metric(at, row["confirmed"])
+                dropped.add_metric(at, row["dropped"])
+                withheld.add_metric(at, row["withheld"])
                 size.add_metric(at, row["bytes"])
                 if lane is not None and service.relay is not None:
                     budget.add_metric(at, lane.budget_bytes)
                     paused.add_metric(at, service.relay.lanes[lane.name].problem is not None)
-        yield from (written, freed, size, budget, resent, paused)
+        yield from (written, freed, dropped, withheld, size, budget, resent, paused)
+
+    def _books_of_consumers(self) -> GaugeMetricFamily:
+        events = GaugeMetricFamily(
+            "forebay_outbox_events",
+            "The books: the lane's events since the store began, by what became of them for a consumer",
+            labels=["service", "lane", "consumer", "state"],
+        )
+        for service, books in self._books.items():
+            for book in books:
+                for state in ("confirmed", "pending", "dropped", "withheld"):
+                    events.add_metric([service, book.lane, book.consumer, state], getattr(book, state))
+        return events
 
     def _consumers(self) -> Iterator[Any]:
         labels = ["service"]
@@ -70,15 +99,17 @@ class _Snapshot(Collector):
             "forebay_consumer_events", "Events taken since the start, by outcome", labels=["service", "outcome"]
         )
         reading = GaugeMetricFamily("forebay_consumer_reading", "1 while it reads its partitions", labels=labels)
-        stalled = GaugeMetricFamily("forebay_consumer_stalled", "Partitions behind a failing event", labels=labels)
+        suspended = GaugeMetricFamily(
+            "forebay_consumer_suspended", "Whether it only retries what is parked", labels=labels
+        )
         for service in self._services:
             if service.consumer is not None:
                 for outcome in service.consumer.totals.__struct_fields__:
                     events.add_metric([service.name, outcome], getattr(service.consumer.totals, outcome))
                 reading.add_metric([service.name], service.consumer.reading)
-                stalled.add_metric([service.name], len(service.consumer.stalled))
-        yield from (events, reading, stalled)
+                suspended.add_metric([service.name], service.consumer.suspended is not None)
+        yield from (events, reading, suspended)
 
 
-def _books(tx: Transaction) -> list[Row]:
-    return tx.execute(_BOOKS)
+def _lanes(tx: Transaction) -> list[Row]:
+    return tx.execute(_LANES)

@@ -13,12 +13,15 @@ from typing import Any
 
 import msgspec
 
+from forebay import dropping, freeing
 from forebay.clock import HybridClock
+from forebay.draining import DrainRate
 from forebay.envelope import JSON, Message, event_subject, format_time, parse_time
 from forebay.errors import BudgetSpentError, ConfigurationError, EventTooLargeError
 from forebay.identity import Origin, Place, checked_name, new_epoch, parse_place
 from forebay.lanes import Lane
-from forebay.protocol.confirmation import ChainLink, ConfirmedBy
+from forebay.protocol.confirmation import ConfirmedBy
+from forebay.sequences import Range
 from forebay.transaction import Row, Transaction
 
 MAX_EVENT_BYTES = 256 * 1024
@@ -31,29 +34,28 @@ takes 64 KiB of headers: what is above would be refused for ever."""
 ROW_BYTES = 160
 """What a row takes beside its texts and its body, measured as file growth per row on SQLite."""
 
-BLOCKED_RETRY_AFTER = 5.0
-"""Seconds to wait before a write into a spent budget is worth another try."""
-
 _ORIGIN = """
     select o.id as origin, o.bytes, e.id as epoch_id, e.epoch, e.opening, e.last
     from forebay_origin o left join forebay_epoch e
       on e.id = (select max(id) from forebay_epoch where origin = o.id)
     where o.lane = :lane and o.destination = ''"""
 
-_OLDEST = """
-    select min(x.id) from forebay_epoch x
-    where x.origin = o.id and exists (select 1 from forebay_outbox r where r.epoch = x.id)"""
-
-_EPOCHS = f"""
+_EPOCHS = """
     select e.id, e.epoch from forebay_epoch e join forebay_origin o on o.id = e.origin
     where o.lane = :lane and o.destination = ''
-      and e.id >= coalesce((select id from forebay_epoch where epoch = :epoch), ({_OLDEST}), 0)
+      and e.id >= coalesce((select id from forebay_epoch where epoch = :epoch),
+                           (select id from forebay_epoch where epoch = o.floor_epoch), 0)
     order by e.id"""
 
-_ROWS = """
-    select e.epoch, e.prev, o.kind, o.sequence, o.type, o.key, o.time, o.hlc, o.cause, o.extra, o.body, o.bytes
-    from forebay_outbox o join forebay_epoch e on e.id = o.epoch
-    where o.epoch = :epoch_id and o.sequence > :sequence order by o.sequence limit :limit"""
+_FIELDS = "kind, sequence, type, key, time, hlc, cause, extra, body, bytes"
+
+_ROWS = f"""
+    select e.epoch, e.prev, {_FIELDS} from
+      (select epoch as epoch_id, {_FIELDS} from {{table}} where epoch = :epoch_id and sequence > :sequence
+       order by sequence limit :limit)
+    join forebay_epoch e on e.id = epoch_id order by sequence"""
+
+_WRITTEN, _WITHHELD = _ROWS.format(table="forebay_outbox"), _ROWS.format(table="forebay_withheld")
 
 
 class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -98,7 +100,7 @@ class Tail:
             # The first write since the store was opened takes a new epoch (I2), which says for its whole life what
             # came before it (I5). Its row is written with its first event: an epoch without events would be a place
             # that nobody can reach.
-            self.epoch, self.last = new_epoch(), 0
+            self.epoch, self.last = new_epoch(row["epoch"]), 0
             self.prev = "none" if row["epoch"] is None else str(Place(row["epoch"], row["last"]))
         self.size = 0
         self.drafts: list[dict[str, Any]] = []
@@ -108,6 +110,11 @@ class Outbox:
     """The outbox of one service's store.
 
     Its methods take the transaction that they work in; none of them commits. The store is bound to its node (I6).
+
+    Attributes:
+        sheddable: per lane, the place up to which rows may be freed at once for want of room: all needed consumers have
+            confirmed them. Kept in memory by what asks the consumers; empty while nothing is known.
+        drains: per lane, how fast its events leave the disk.
     """
 
     def __init__(self, node: str, service: str, lanes: Sequence[Lane]) -> None:
@@ -115,6 +122,8 @@ class Outbox:
         self.service = checked_name(service, "service")
         self.lanes = {lane.name: lane for lane in lanes}
         self.clock = HybridClock()
+        self.sheddable: Mapping[str, Place] = {}
+        self.drains = {lane.name: DrainRate() for lane in lanes}
         self._extra = msgspec.json.Decoder(Extra)
 
     # --- opening
@@ -140,7 +149,10 @@ class Outbox:
                 f"not to {self.service!r} of {self.node!r}",
                 hint="give the data folder of this node, or the node's own name",
             )
-        stranded = tx.execute("select lane from forebay_origin where destination = '' and bytes > 0")
+        stranded = tx.execute(
+            "select o.lane from forebay_origin o where o.destination = '' and (o.bytes > 0 or exists (select 1"
+            " from forebay_dropped d join forebay_epoch e on e.id = d.epoch where e.origin = o.id))"
+        )
         if gone := [row["lane"] for row in stranded if row["lane"] not in self.lanes]:
             raise ConfigurationError(
                 f"service {self.service!r} has events in lane {gone[0]!r}, which it does not declare any more",
@@ -178,9 +190,7 @@ class Outbox:
                 f"the limit is {MAX_METADATA_BYTES}"
             )
         size = ROW_BYTES + len(draft.body) + metadata
-        lane = self.lanes[draft.lane]
-        if tail.bytes + tail.size + size > lane.budget_bytes:
-            raise BudgetSpentError(draft.lane, lane.budget_bytes, BLOCKED_RETRY_AFTER)
+        self._make_room(tx, tail, draft, size)
         # Whatever can fail comes before the place is taken: a unit may catch the error and go on.
         row = {
             "sequence": tail.last + 1,
@@ -203,34 +213,63 @@ class Outbox:
     def flush(self, tx: Transaction, tails: Mapping[str, Tail]) -> None:
         """Write what was appended: the rows, the epochs' ends and the origins' books."""
         for tail in tails.values():
-            if not tail.drafts:
-                continue
-            if tail.epoch_id is None:
-                tail.epoch_id = tx.execute(
-                    "insert into forebay_epoch (origin, epoch, opening, prev)"
-                    " values (:origin, :epoch, :opening, :prev) returning id",
-                    origin=tail.origin,
-                    epoch=tail.epoch,
-                    opening=tx.opening,
-                    prev=tail.prev,
-                )[0]["id"]
-            for draft in tail.drafts:
-                draft["epoch"] = tail.epoch_id
-            tx.executemany(
-                "insert into forebay_outbox (epoch, sequence, kind, type, key, time, hlc, cause, extra, body, bytes,"
-                " written_at) values (:epoch, :sequence, :kind, :type, :key, :time, :hlc, :cause, :extra, :body,"
-                " :bytes, :written_at)",
-                tail.drafts,
-            )
-            tx.execute("update forebay_epoch set last = :last where id = :id", last=tail.last, id=tail.epoch_id)
-            tx.execute(
-                "update forebay_origin set bytes = bytes + :size, written = written + :count, clock = :clock"
-                " where id = :id",
-                size=tail.size,
-                count=len(tail.drafts),
-                clock=tail.drafts[-1]["hlc"],
-                id=tail.origin,
-            )
+            self._write(tx, tail)
+
+    def _write(self, tx: Transaction, tail: Tail) -> None:
+        if not tail.drafts:
+            return
+        if tail.epoch_id is None:
+            tail.epoch_id = tx.execute(
+                "insert into forebay_epoch (origin, epoch, opening, prev)"
+                " values (:origin, :epoch, :opening, :prev) returning id",
+                origin=tail.origin,
+                epoch=tail.epoch,
+                opening=tx.opening,
+                prev=tail.prev,
+            )[0]["id"]
+        for draft in tail.drafts:
+            draft["epoch"] = tail.epoch_id
+        tx.executemany(
+            "insert into forebay_outbox (epoch, sequence, kind, type, key, time, hlc, cause, extra, body, bytes,"
+            " written_at) values (:epoch, :sequence, :kind, :type, :key, :time, :hlc, :cause, :extra, :body,"
+            " :bytes, :written_at)",
+            tail.drafts,
+        )
+        tx.execute("update forebay_epoch set last = :last where id = :id", last=tail.last, id=tail.epoch_id)
+        tx.execute(
+            "update forebay_origin set bytes = bytes + :size, written = written + :count, clock = :clock"
+            " where id = :id",
+            size=tail.size,
+            count=len(tail.drafts),
+            clock=tail.drafts[-1]["hlc"],
+            id=tail.origin,
+        )
+        tail.bytes, tail.size, tail.drafts = tail.bytes + tail.size, 0, []
+
+    def _make_room(self, tx: Transaction, tail: Tail, draft: Draft, size: int) -> None:
+        """See to it that the draft fits its lane: shed what is confirmed, then drop, where the lane does (O3).
+
+        Raises:
+            BudgetSpentError: it does not fit, and what was tried is kept: it changes nothing that counts.
+        """
+        lane = self.lanes[draft.lane]
+        limit = lane.drop_from_bytes
+
+        def lacking() -> int:
+            return tail.bytes + tail.size + size - limit
+
+        if lacking() > 0 and (upto := self.sheddable.get(lane.name)) is not None:
+            tail.bytes -= freeing.shed(tx, lane.name, upto, lacking())
+        if lacking() > 0 and lane.drops and size <= limit:
+            self._write(tx, tail)  # what this very unit wrote is among the oldest too
+            if lane.when_full == "drop-oldest":
+                tail.bytes -= dropping.drop_oldest(tx, tail.origin, lacking())
+            else:
+                tail.bytes -= dropping.drop_replaced(tx, tail.origin)
+                if lacking() > 0 and draft.key is not None:
+                    tail.bytes -= dropping.drop_of_key(tx, tail.origin, draft.kind, draft.key, lacking())
+        if lacking() > 0:
+            raise BudgetSpentError(lane.name, lane.budget_bytes, self.drains[lane.name].retry_after(lacking()))
 
     def _open_tail(self, tx: Transaction, lane: str) -> Tail:
         if lane not in self.lanes:
@@ -250,7 +289,7 @@ class Outbox:
         epochs = tx.execute(_EPOCHS, lane=lane, epoch=place.epoch if place else "")
         for epoch in epochs:
             sequence = place.sequence if place and epoch["epoch"] == place.epoch else 0
-            for row in tx.execute(_ROWS, epoch_id=epoch["id"], sequence=sequence, limit=limit - len(found)):
+            for row in tx.execute(_WRITTEN, epoch_id=epoch["id"], sequence=sequence, limit=limit - len(found)):
                 size += row["bytes"]
                 if found and size > max_bytes:
                     return found
@@ -260,12 +299,24 @@ class Outbox:
         return found
 
     def within(
-        self, tx: Transaction, lane: str, epoch: str, places: tuple[int, int], *, limit: int, max_bytes: int
+        self, tx: Transaction, lane: str, epoch: str, places: Range, *, limit: int, max_bytes: int
     ) -> list[Message]:
-        """Return those events of a range of places (first, last) that are still here, in order, at least one."""
+        """Return those events of a range of places that are still here, in order, at least one; withheld ones too."""
+        rows = tx.execute("select id from forebay_epoch where epoch = :epoch", epoch=epoch)
         first, last = places
-        found = self.after(tx, lane, Place(epoch, first - 1), limit=limit, max_bytes=max_bytes)
-        return [message for message in found if message.place and message.place <= Place(epoch, last)]
+        found: list[Message] = []
+        size = 0
+        for row in self._merged(tx, rows[0]["id"] if rows else 0, first - 1, limit):
+            size += row["bytes"]
+            if row["sequence"] > last or (found and size > max_bytes):
+                break
+            found.append(self._message(lane, row))
+        return found
+
+    def _merged(self, tx: Transaction, epoch_id: int, sequence: int, limit: int) -> list[Row]:
+        written = tx.execute(_WRITTEN, epoch_id=epoch_id, sequence=sequence, limit=limit)
+        withheld = tx.execute(_WITHHELD, epoch_id=epoch_id, sequence=sequence, limit=limit)
+        return sorted([*written, *withheld], key=lambda row: int(row["sequence"]))[:limit]
 
     def subject(self, message: Message) -> str:
         """The subject that a message of this outbox is published on."""
@@ -298,27 +349,6 @@ class Outbox:
 
     # --- confirmation
 
-    def chain(self, tx: Transaction, lane: str) -> list[ChainLink]:
-        """Return the lane's epochs from the oldest that still has rows to the newest (O2)."""
-        rows = tx.execute(
-            "select e.epoch, e.prev from forebay_epoch e join forebay_origin o on o.id = e.origin"
-            " where o.lane = :lane and o.destination = ''"
-            f" and e.id >= coalesce(({_OLDEST}), (select max(id) from forebay_epoch where origin = o.id))"
-            " order by e.id",
-            lane=lane,
-        )
-        return [ChainLink(row["epoch"], row["prev"]) for row in rows]
-
-    def ends(self, tx: Transaction, lane: str) -> list[Place]:
-        """Return the last place of each epoch of a lane that still has rows, the oldest first."""
-        rows = tx.execute(
-            "select e.epoch, e.last from forebay_epoch e join forebay_origin o on o.id = e.origin"
-            " where o.lane = :lane and o.destination = ''"
-            " and exists (select 1 from forebay_outbox r where r.epoch = e.id) order by e.id",
-            lane=lane,
-        )
-        return [Place(row["epoch"], row["last"]) for row in rows]
-
     def has_earlier_events(self, tx: Transaction) -> bool:
         """Whether events are here that were written before the store was opened."""
         return bool(
@@ -328,39 +358,6 @@ class Outbox:
                 opening=tx.opening,
             )
         )
-
-    def floor(self, tx: Transaction, lane: str) -> str | None:
-        """Return the place up to which this node no longer has the lane's events (O1)."""
-        rows = tx.execute(
-            "select floor_epoch, floor_sequence from forebay_origin where lane = :lane and destination = ''", lane=lane
-        )
-        row = rows[0] if rows else None
-        return None if row is None or row["floor_epoch"] is None else f"{row['floor_epoch']}-{row['floor_sequence']}"
-
-    def free(self, tx: Transaction, lane: str, epoch: str, upto: int, *, limit: int) -> int:
-        """Free at most ``limit`` rows of an epoch up to a sequence, raise the floor and return how many went.
-
-        The caller frees only a prefix of the whole origin (O1): every older epoch is empty.
-        """
-        gone = tx.execute(
-            "delete from forebay_outbox where rowid in (select r.rowid from forebay_outbox r"
-            " join forebay_epoch e on e.id = r.epoch where e.epoch = :epoch and r.sequence <= :upto"
-            " order by r.sequence limit :limit) returning bytes, sequence",
-            epoch=epoch,
-            upto=upto,
-            limit=limit,
-        )
-        if gone:
-            tx.execute(
-                "update forebay_origin set bytes = bytes - :size, confirmed = confirmed + :count,"
-                " floor_epoch = :epoch, floor_sequence = :floor where lane = :lane and destination = ''",
-                size=sum(row["bytes"] for row in gone),
-                count=len(gone),
-                epoch=epoch,
-                floor=max(row["sequence"] for row in gone),
-                lane=lane,
-            )
-        return len(gone)
 
     def confirmed_by(self, tx: Transaction) -> ConfirmedBy | None:
         """Return the consumers that this service's events need, as last heard from the core (S3)."""

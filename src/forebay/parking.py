@@ -1,38 +1,370 @@
-"""Parking: what no handler may see is kept as it came, with the reason, never acknowledged away."""
+"""Parking: what cannot take effect now is kept with its reason, and the later events of its key wait behind it (F1).
+
+A key's scope is its origin (node, service, lane). The oldest live row of a key, its *head*, carries the time of its
+next retry; the rows behind it carry none. What stands alone blocks nothing: an event without a key, a foreign one, one
+that cannot be read, a late one. Nothing leaves but by a retry that succeeds, or discarded, with a reason, on record.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import random
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
 from forebay.delivery import Delivery
-from forebay.envelope import Identity
-from forebay.errors import MessageError
-from forebay.transaction import Transaction
+from forebay.envelope import Identity, percent_decode
+from forebay.errors import HeaderError
+from forebay.identity import Origin, Place
+from forebay.transaction import Row, Transaction
+
+FIRST_RETRY = 1.0
+"""Seconds until the first retry of a parked event; they double with each attempt, with full jitter above half."""
+
+LONGEST_RETRY = 300.0
+"""Seconds between retries, at most."""
+
+BEHIND = "behind"
+LATE = "late"
+ABANDONED = "abandoned"
+WITHHELD = "withheld"
+HANDLER = "handler"
+FOREIGN_LANE = "foreign-lane"
+
+_KEY = "node = :node and service = :service and lane = :lane and key = :key and discarded_at is null and alone = 0"
+
+_INSERT = """
+    insert into forebay_parked (digest, reason, detail, subject, headers, body, node, service, lane, epoch, sequence,
+      message_id, key, partition, stream_sequence, stored_at, parked_at, alone, wanted, attempts, retry_at)
+    values (:digest, :reason, :detail, :subject, :headers, :body, :node, :service, :lane, :epoch, :sequence,
+      :message_id, :key, :partition, :stream_sequence, :stored_at, :parked_at, :alone, :wanted, :attempts, :retry_at)
+    on conflict (digest) do nothing"""
+
+_headers = msgspec.json.Decoder(dict[str, str])
 
 
-def park(tx: Transaction, delivery: Delivery, error: MessageError, identity: Identity | None, reason: str = "") -> None:
-    """Keep a message in ``forebay_parked``; ``identity`` is None where not even that could be read."""
-    headers = msgspec.json.encode(dict(delivery.headers), order="deterministic")
-    tx.execute(
-        "insert into forebay_parked (digest, reason, detail, subject, headers, body, node, service, message_id, key,"
-        " stream_sequence, parked_at) values (:digest, :reason, :detail, :subject, :headers, :body, :node, :service,"
-        " :message_id, :key, :stream_sequence, :parked_at) on conflict (digest) do nothing",
-        digest=_digest(delivery.subject.encode(), headers, delivery.body),
-        reason=reason or error.reason,
-        detail=str(error),
-        subject=delivery.subject,
-        headers=headers.decode(),
-        body=delivery.body,
-        node=identity.node if identity else None,
-        service=identity.service if identity else None,
-        message_id=identity.message_id if identity else None,
-        key=identity.headers.get("ce-partitionkey") if identity else None,
-        stream_sequence=delivery.stream_sequence,
-        parked_at=time.time_ns() // 1_000_000,
+class Parked(NamedTuple):
+    """One parked event as a retry gets it."""
+
+    id: int
+    message_id: str
+    wanted: bool
+    alone: bool
+    attempts: int
+    delivery: Delivery
+
+
+class Parking:
+    """The parking within one transaction."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self._any: bool | None = None
+        self._blocked: dict[tuple[Origin, str], bool] = {}
+
+    def blocks(self, identity: Identity) -> bool:
+        """Whether an event of the same key waits, so that this later one has to wait behind it."""
+        if self._any is None:
+            live = "select 1 from forebay_parked where discarded_at is null and alone = 0 limit 1"
+            self._any = bool(self._tx.execute(live))
+        key = key_of(identity) if self._any else None
+        if key is None or identity.place is None:
+            return False
+        origin = origin_of(identity)
+        found = self._blocked.get((origin, key))
+        if found is None:
+            rows = self._tx.execute(f"select 1 from forebay_parked where {_KEY} limit 1", **_of(origin, key))
+            found = self._blocked[origin, key] = bool(rows)
+        return found
+
+    def park(
+        self,
+        delivery: Delivery,
+        identity: Identity | None,
+        reason: str,
+        detail: str,
+        *,
+        alone: bool = False,
+        on_request: bool = False,
+    ) -> None:
+        """Keep a message.
+
+        Args:
+            delivery: the message as it came.
+            identity: who wrote it; None where not even that could be read: it is never retried by itself.
+            reason: the word that it is listed under.
+            detail: a sentence for people.
+            alone: let it block nothing, whatever its key.
+            on_request: retry it only when somebody asks for it.
+        """
+        key = key_of(identity) if identity else None
+        place = identity.place if identity else None
+        alone = alone or key is None or place is None
+        waits = identity is None or on_request or reason == BEHIND
+        headers = msgspec.json.encode(dict(delivery.headers), order="deterministic")
+        subject = delivery.subject.split(".")
+        self._insert(
+            digest=_digest(delivery.subject.encode(), headers, delivery.body),
+            reason=reason,
+            detail=detail,
+            subject=delivery.subject,
+            headers=headers.decode(),
+            body=delivery.body,
+            node=identity.node if identity else subject[2] if len(subject) == 5 else None,
+            service=identity.service if identity else subject[3] if len(subject) == 5 else None,
+            lane=identity.lane if identity else "",
+            place=place,
+            message_id=identity.message_id if identity else delivery.headers.get("Nats-Msg-Id"),
+            key=key,
+            partition=delivery.partition,
+            stream_sequence=delivery.stream_sequence,
+            stored_at=delivery.stored_at,
+            alone=alone,
+            wanted=False,
+            retry_at=None if waits else after(0),
+        )
+        if identity and key is not None and not alone:
+            self._note(origin_of(identity), key)
+
+    def want(self, origin: Origin, place: Place, key: str | None, partition: int) -> None:
+        """Keep the place of a withheld event: its key waits for the body (O4)."""
+        self._insert(
+            digest=_digest(b"withheld", origin.node.encode(), origin.service.encode(), str(place).encode()),
+            reason=WITHHELD,
+            detail="the broker refuses it: the body is still on the node",
+            subject="",
+            headers="{}",
+            body=b"",
+            node=origin.node,
+            service=origin.service,
+            lane=origin.lane,
+            place=place,
+            message_id=str(place),
+            key=key,
+            partition=partition,
+            stream_sequence=0,
+            stored_at=0,
+            alone=key is None,
+            wanted=True,
+            retry_at=None,
+        )
+        if key is not None:
+            self._note(origin, key)
+
+    def fill(self, origin: Origin, place: Place, delivery: Delivery) -> None:
+        """Give a withheld event its body; it is retried at once if it is the head of its key."""
+        row = self._wanted(origin, place)
+        if row is None:
+            return
+        self._tx.execute(
+            "update forebay_parked set wanted = 0, detail = 'its body came later', subject = :subject,"
+            " headers = :headers, body = :body, stream_sequence = :stream_sequence, stored_at = :stored_at"
+            " where id = :id",
+            id=row["id"],
+            subject=delivery.subject,
+            headers=msgspec.json.encode(dict(delivery.headers), order="deterministic").decode(),
+            body=delivery.body,
+            stream_sequence=delivery.stream_sequence,
+            stored_at=delivery.stored_at,
+        )
+        if row["alone"]:
+            self._tx.execute("update forebay_parked set retry_at = :now where id = :id", now=_now(), id=row["id"])
+        else:
+            self._wake(origin, row["key"])
+
+    def lose(self, origin: Origin, place: Place) -> None:
+        """Take a withheld place out: nobody has its body any more, and its key goes on (B7, O3)."""
+        row = self._wanted(origin, place)
+        if row is not None:
+            self.remove(row["id"])
+
+    def remove(self, id: int) -> None:  # noqa: A002 - the column's name
+        """Take a row out, and let the next of its key be retried at once."""
+        rows = self._tx.execute(
+            "delete from forebay_parked where id = :id returning node, service, lane, key, alone", id=id
+        )
+        self._blocked.clear()
+        self._any = None
+        if rows and not rows[0]["alone"]:
+            self._wake(Origin(rows[0]["node"], rows[0]["service"], rows[0]["lane"]), rows[0]["key"])
+
+    def _wanted(self, origin: Origin, place: Place) -> Row | None:
+        rows = self._tx.execute(
+            "select id, key, alone from forebay_parked where epoch = :epoch and sequence = :sequence"
+            " and node = :node and service = :service and wanted = 1 and discarded_at is null",
+            epoch=place.epoch,
+            sequence=place.sequence,
+            node=origin.node,
+            service=origin.service,
+        )
+        return rows[0] if rows else None
+
+    def _wake(self, origin: Origin, key: str) -> None:
+        self._tx.execute(
+            "update forebay_parked set retry_at = :now"
+            f" where id = (select min(id) from forebay_parked where {_KEY}) and wanted = 0",
+            now=_now(),
+            **_of(origin, key),
+        )
+
+    def _note(self, origin: Origin, key: str) -> None:
+        self._any = True
+        self._blocked[origin, key] = True
+
+    def _insert(self, *, place: Place | None, **values: object) -> None:
+        self._tx.execute(
+            _INSERT,
+            **values,
+            epoch=place.epoch if place else None,
+            sequence=place.sequence if place else None,
+            attempts=0 if values["retry_at"] is None else 1,
+            parked_at=_now(),
+        )
+
+
+def leave_branch(tx: Transaction, origin: Origin, abandoned: Callable[[Place], bool]) -> None:
+    """Let what waits in its key's queue and was left behind by a restore stand alone: it is emitted again (B5)."""
+    rows = tx.execute(
+        "select id, epoch, sequence, key, headers from forebay_parked where node = :node and service = :service"
+        " and lane = :lane and key is not null and discarded_at is null and alone = 0 order by id",
+        node=origin.node,
+        service=origin.service,
+        lane=origin.lane,
     )
+    keys = set()
+    for row in rows:
+        caused = "forebay-cause" in _headers.decode(row["headers"])
+        if caused and abandoned(Place(row["epoch"], row["sequence"])):
+            tx.execute(
+                "update forebay_parked set alone = 1, attempts = 0, retry_at = null, reason = :reason,"
+                " detail = 'a restore of its emitter left it behind: it is emitted again' where id = :id",
+                id=row["id"],
+                reason=ABANDONED,
+            )
+            keys.add(row["key"])
+    for key in keys:
+        Parking(tx)._wake(origin, key)
+
+
+def listed(tx: Transaction, limit: int) -> list[Row]:
+    """Return what is parked and not discarded, the longest waiting first, without the bodies."""
+    return tx.execute(
+        "select id, reason, detail, message_id, node, service, lane, key, attempts, alone, wanted, parked_at, retry_at"
+        " from forebay_parked where discarded_at is null order by id limit :limit",
+        limit=limit,
+    )
+
+
+def due(tx: Transaction, limit: int) -> list[Parked]:
+    """Return the events whose retry is due, the longest waiting first.
+
+    A time further away than any retry can be was written by a clock that was set back since: it is due.
+    """
+    rows = tx.execute(
+        "select * from forebay_parked where retry_at is not null and discarded_at is null"
+        " and (retry_at <= :now or retry_at > :absurd) order by retry_at limit :limit",
+        now=_now(),
+        absurd=_now() + int(2000 * LONGEST_RETRY),
+        limit=limit,
+    )
+    return [_parked(row) for row in rows]
+
+
+def next_retry(tx: Transaction) -> float | None:
+    """Return the seconds until the next retry is due (0 or less: now), or None where none is."""
+    live = "from forebay_parked where retry_at is not null and discarded_at is null"
+    (row,) = tx.execute(f"select min(retry_at) as at, max(retry_at) as latest {live}")
+    if row["at"] is None:
+        return None
+    if row["latest"] > _now() + int(2000 * LONGEST_RETRY):
+        return 0.0
+    return float(row["at"] - _now()) / 1000
+
+
+def postpone(tx: Transaction, parked: Parked, reason: str, detail: str) -> None:
+    """Note that a retry failed, and when the next one is."""
+    tx.execute(
+        "update forebay_parked set attempts = attempts + 1, reason = :reason, detail = :detail, retry_at = :retry_at"
+        " where id = :id",
+        id=parked.id,
+        reason=reason,
+        detail=detail,
+        # What stands alone and was never to be retried by itself stays so.
+        retry_at=None if parked.alone and parked.attempts == 0 else after(parked.attempts),
+    )
+
+
+def retry(tx: Transaction, id: int) -> str:  # noqa: A002 - the column's name
+    """Let a parked event be retried at once; return what becomes of it, in a sentence."""
+    rows = tx.execute("select * from forebay_parked where id = :id and discarded_at is null", id=id)
+    if not rows:
+        return f"there is no parked event {id}"
+    row = rows[0]
+    if row["wanted"]:
+        return f"{id} has no body yet: it is still on its node"
+    if not row["alone"]:
+        origin = Origin(row["node"], row["service"], row["lane"])
+        (head,) = tx.execute(f"select min(id) as id from forebay_parked where {_KEY}", **_of(origin, row["key"]))
+        if head["id"] != id:
+            return f"{id} waits behind {head['id']}, an earlier event of its key: retry or discard that one"
+    tx.execute("update forebay_parked set retry_at = :now where id = :id", now=_now(), id=id)
+    return f"{id} is retried now"
+
+
+def discard(tx: Transaction, id: int, why: str) -> str:  # noqa: A002 - the column's name
+    """Give a parked event up, on record; the next of its key is retried at once. Return what was done."""
+    rows = tx.execute(
+        "update forebay_parked set discarded_at = :now, discarded_why = :why, retry_at = null"
+        " where id = :id and discarded_at is null returning node, service, lane, key, alone",
+        id=id,
+        why=why,
+        now=_now(),
+    )
+    if not rows:
+        return f"there is no parked event {id}"
+    if not rows[0]["alone"]:
+        Parking(tx)._wake(Origin(rows[0]["node"], rows[0]["service"], rows[0]["lane"]), rows[0]["key"])
+    return f"{id} is discarded"
+
+
+def after(attempts: int) -> int:
+    """Return when the retry after so many attempts is due, in milliseconds since 1970."""
+    delay = min(FIRST_RETRY * 2 ** min(attempts, 30), LONGEST_RETRY)
+    return _now() + int(delay * random.uniform(0.5, 1.0) * 1000)  # noqa: S311 - not a secret
+
+
+def key_of(identity: Identity) -> str | None:
+    """Return the ordering key of an event, whether or not the rest of it can be read."""
+    key = identity.headers.get("ce-partitionkey")
+    try:
+        return percent_decode(key) if key is not None else None
+    except HeaderError:
+        return key
+
+
+def origin_of(identity: Identity) -> Origin:
+    """Return the origin of an event."""
+    return Origin(identity.node, identity.service, identity.lane)
+
+
+def _parked(row: Row) -> Parked:
+    delivery = Delivery(
+        row["partition"],
+        row["stream_sequence"],
+        row["stored_at"],
+        row["subject"],
+        _headers.decode(row["headers"]),
+        row["body"],
+    )
+    flags = bool(row["wanted"]), bool(row["alone"])
+    return Parked(row["id"], row["message_id"] or "", *flags, row["attempts"], delivery)
+
+
+def _of(origin: Origin, key: str) -> dict[str, str]:
+    return {"node": origin.node, "service": origin.service, "lane": origin.lane, "key": key}
 
 
 def _digest(*parts: bytes) -> str:
@@ -40,3 +372,7 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         whole.update(len(part).to_bytes(8, "big") + part)
     return whole.hexdigest()
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -16,13 +16,16 @@ import msgspec
 import uvicorn
 
 from forebay.application import build_application
+from forebay.backup import finish_restore
 from forebay.confirming import GRACE
 from forebay.errors import ConfigurationError
 from forebay.identity import checked_name
 from forebay.jetstream.connection import Connection, ConnectionConfig
+from forebay.link import Link
 from forebay.project import LoadedService, Project
 from forebay.running import RunningService
 from forebay.sd_notify import Notifier
+from forebay.sqlite import DiskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
         port: of HTTP; 0 takes a free one.
         host: address to listen on.
         grace: seconds for which confirmed events stay (the grace tail).
+        disk: what the databases leave alone of the disk.
+        max_database: bytes that one database may take; None for what follows from its lanes' budgets.
     """
 
     node: str
@@ -51,6 +56,8 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     host: str = "127.0.0.1"
     grace: float = GRACE
+    disk: DiskConfig = DiskConfig()
+    max_database: int | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.node, "node")
@@ -92,6 +99,7 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
         ConfigurationError: a setting or a database cannot be used.
         StoreError: a database cannot be opened.
     """
+    finish_restore(config.data)
     connection = Connection(
         ConnectionConfig(
             servers=[url.strip() for url in config.nats.split(",") if url.strip()],
@@ -103,12 +111,20 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
     async with AsyncExitStack() as stack:
         listening = stack.enter_context(_listen(config.host, config.port))
         running = []
+        link = Link(project.link_kbit(os.environ))  # of the process: its services' lanes share it
         for declared, migrations in services:
             service = RunningService(
                 declared, config.node, config.database(declared.name), connection, project.settings(declared.name)
             )
             stack.push_async_callback(service.close)
-            await service.open(migrations, grace=config.grace)
+            await service.open(
+                migrations,
+                grace=config.grace,
+                disk=config.disk,
+                max_bytes=config.max_database,
+                link=link,
+                address=_address(listening),
+            )
             running.append(service)
         application = build_application(running, lambda: connection.connected, version("forebay"))
         server = _Server(
@@ -150,6 +166,11 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror}", hint="give another --port, or stop what uses it"
         ) from error
     return listening
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _stop_on_signal(server: uvicorn.Server) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FILE = "forebay.toml"
 
+LINK_KBIT = "FOREBAY_LINK_KBIT"
+"""The variable that caps the link, in kilobits per second."""
+
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
     """What ``forebay.toml`` says.
@@ -42,6 +45,25 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
         """The folder of the streams' and consumers' files, where the project has one."""
         folder = self.folder / "jetstream-config"
         return folder if folder.is_dir() else None
+
+    def link_kbit(self, environment: Mapping[str, str]) -> float | None:
+        """Return the cap on the link in kilobits per second: ``FOREBAY_LINK_KBIT``, else ``[link] kbit``, else None.
+
+        Raises:
+            ConfigurationError: it is no number above 0, or the table has another setting.
+        """
+        table = self.tables.get("link", {})
+        if not isinstance(table, dict) or set(table) - {"kbit"}:
+            raise ConfigurationError(f"{self.folder / FILE}: [link] has one setting, kbit")
+        where = LINK_KBIT if environment.get(LINK_KBIT) else f"{self.folder / FILE}: [link] kbit"
+        value = environment.get(LINK_KBIT) or table.get("kbit")
+        try:
+            kbit = None if value is None else float(value)
+        except (TypeError, ValueError):
+            kbit = 0.0
+        if kbit is not None and not 0 < kbit < float("inf"):
+            raise ConfigurationError(f"{where}: {value!r} is not a number of kilobits per second above 0")
+        return kbit
 
     def settings(self, service: str) -> Mapping[str, Any]:
         """The service's own table; empty where there is none."""
@@ -84,12 +106,19 @@ def load_services(project: Project, modules: Sequence[str]) -> list[LoadedServic
     """Import services: ``edge.till`` is ``edge/till/app.py`` (or ``edge/till.py``) with one ``Service`` in it.
 
     Raises:
-        ConfigurationError: a module is missing, fails on import, or does not hold exactly one service; or two
-            modules declare services of the same name.
+        ConfigurationError: a module is missing, fails on import, or does not hold exactly one service; two modules
+            declare services of the same name; or a service of the core has a lane that drops events.
     """
     if str(project.folder) not in sys.path:  # a console script does not have the working directory on its path
         sys.path.insert(0, str(project.folder))
     loaded = [_load(project, module) for module in modules]
+    for module, service in zip(modules, loaded, strict=True):
+        for lane in service.declared.lanes:
+            if module in project.core and lane.drops:  # its handlers' effects would be half done (O3)
+                raise ConfigurationError(
+                    f"service {service.declared.name!r} of the core has lane {lane.name!r} that drops",
+                    hint="leave out when_full: a lane of the core blocks",
+                )
     names = [each.declared.name for each in loaded]
     for name in names:
         if names.count(name) > 1:

@@ -9,28 +9,37 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import accumulate
 
 import anyio
 from anyio.abc import TaskStatus
 
 from forebay.backoff import Backoff
+from forebay.crash_points import reach
 from forebay.envelope import Message, encode_headers
 from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.forwarding import LaneState
 from forebay.identity import Place, retransmission_id
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Outgoing, Publisher
+from forebay.jetstream.publishing import Outcome, Outgoing, Publisher, Refused, Stored, Uncertain
 from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.checks import stream_problems
+from forebay.link import Link
 from forebay.outbox import Outbox
-from forebay.protocol.resending import Forwarded, Range
+from forebay.protocol.resending import Forwarded
+from forebay.sequences import Range
 from forebay.unit_of_work import UnitStore
+from forebay.withholding import listed, withhold
 
 logger = logging.getLogger(__name__)
 
-BATCH_BYTES = 1024 * 1024
-"""Bytes of one publish, of rows on disk."""
+LIMITS_INTERVAL = 60.0
+"""Seconds between looks at the broker's limits while something is withheld."""
+
+RETRY_INTERVAL = 3600.0
+"""Seconds after which withheld events are tried again although no limit is known to have changed."""
 
 
 class Relay:
@@ -43,6 +52,7 @@ class Relay:
         connection: Connection,
         publisher: Publisher,
         *,
+        link: Link | None = None,
         stream: str = "EVENTS",
         confirmed_upto: Callable[[], Awaitable[Mapping[str, Place]]] | None = None,
         on_forwarded: Callable[[], None] = lambda: None,
@@ -52,6 +62,7 @@ class Relay:
         self._store = store
         self._connection = connection
         self._publisher = publisher
+        self._link = link or Link()
         self._stream = stream
         self._confirmed_upto = confirmed_upto
         self._on_forwarded = on_forwarded
@@ -62,6 +73,10 @@ class Relay:
         self.problem: str | None = None
         self.published = 0
         self.resent = 0
+        self.withheld = 0
+        self._limits: tuple[int | None, int] | None = None
+        self._look_at = 0.0
+        self._retry_at = 0.0
 
     @property
     def service(self) -> str:
@@ -85,6 +100,12 @@ class Relay:
                 extra={"service": self.service, "lane": lane, "epoch": epoch, "ranges": list(ranges)[:8]},
             )
             self.wake()
+
+    def retry_withheld(self) -> None:
+        """Try what the broker refused for itself again (O4): somebody says that its limits have changed."""
+        self._limits = None
+        self._look_at = 0.0
+        self.wake()
 
     def doubt_stream(self) -> None:
         """Say that a consumer reads another incarnation of the stream: look at it before the next message."""
@@ -120,15 +141,36 @@ class Relay:
         if problems := stream_problems(state.config):
             raise TopologyError(f"stream {self._stream}: {'; '.join(problems)}", hint="see `forebay plan`")
         self.incarnation = state.created
+        await self._look_at_limits((self._publisher.max_payload, state.config.get("max_msg_size", -1)))
+
+    async def _look_at_limits(self, limits: tuple[int | None, int]) -> None:
+        """Send withheld bodies again where the limits have changed, or after a long time (O4)."""
+        now = self._clock()
+        changed = limits != self._limits or now >= self._retry_at
+        self._limits = limits
+        self._look_at = now + LIMITS_INTERVAL
+        self.withheld = 0
+        for lane, state in self.lanes.items():
+            withheld = await self._store.read(listed, lane)
+            self.withheld += len(withheld)
+            if changed and withheld:
+                state.try_withheld(Place(place.epoch, place.sequence) for place, _ in withheld)
+        if changed:
+            self._retry_at = now + RETRY_INTERVAL
 
     async def _drain(self, generation: int) -> None:
         for state in self.lanes.values():  # a new connection is a reason to try at once
             state.not_before = 0.0
         while self._connection.connected and self._connection.generation == generation:
             self._wakened = anyio.Event()
+            if self.withheld and self._clock() >= self._look_at:
+                await self._check_stream()
             if await self._send_next():
                 continue
             waits = [state.not_before - self._clock() for state in self.lanes.values() if state.problem]
+            waits += [state.gathers_until - self._clock() for state in self.lanes.values() if state.gathers_until]
+            if self.withheld:
+                waits.append(self._look_at - self._clock())
             with anyio.move_on_after(max(0.01, min(waits)) if waits else None):
                 await self._woken_or_lost(generation)
 
@@ -145,58 +187,117 @@ class Relay:
 
     async def _send_next(self) -> bool:
         """Send one batch of the first lane that has something to send; False where none has."""
-        for lane, state in self.lanes.items():
+        await self._link.ready()
+        room = self._link.batch_bytes
+        turns = [(lane, room) for lane in self.lanes]
+        if len(turns) > 1 and (share := self._link.lowest_bytes):
+            turns.insert(0, (turns[-1][0], share))  # its share, before it starves
+        for lane, max_bytes in turns:
+            state = self.lanes[lane]
             if state.not_before > self._clock():
                 continue
             if state.doubtful:
                 await self._check_stream()
                 state.doubtful = False
             if state.again:
-                await self._repair(lane, state)
+                await self._repair(lane, state, max_bytes)
                 return True
+            if state.gathers_until is not None and self._clock() < state.gathers_until:
+                continue
             messages = await self._store.read(
-                self._outbox.after, lane, state.sent, limit=state.limit, max_bytes=BATCH_BYTES
+                self._outbox.after, lane, state.sent, limit=state.limit, max_bytes=max_bytes
             )
             if messages:
-                stored = await self._send(lane, state, messages, [message.message_id for message in messages])
-                if stored:
-                    state.sent = messages[stored - 1].place
+                reach("relay.read")
+            if not messages:
+                state.gathers_until = None
+            elif state.gathers_until is None and (seconds := self._outbox.lanes[lane].flush_seconds):
+                state.gathers_until = self._clock() + seconds
+            else:
+                ids = [message.message_id for message in messages]
+                settled, _ = await self._send(lane, state, messages, ids, max_bytes)
+                if settled:
+                    state.sent = messages[settled - 1].place
                 return True
         return False
 
-    async def _repair(self, lane: str, state: LaneState) -> None:
+    async def _repair(self, lane: str, state: LaneState, max_bytes: int) -> None:
         """Send the first of the places that a consumer missed. What was freed meanwhile is passed over."""
         epoch, ((first, last), *_) = next(iter(state.again.items()))
         messages = await self._store.read(
-            self._outbox.within, lane, epoch, (first, last), limit=state.limit, max_bytes=BATCH_BYTES
+            self._outbox.within, lane, epoch, (first, last), limit=state.limit, max_bytes=max_bytes
         )
         if not messages:
             state.repaired(epoch, last)
             return
+        reach("relay.repairing")
         # The broker swallows what it takes for known, so that every copy goes under an id of its own.
         ids = [retransmission_id(message.message_id) for message in messages]
-        stored = await self._send(lane, state, messages, ids)
-        place = messages[stored - 1].place if stored else None
+        settled, stored = await self._send(lane, state, messages, ids, max_bytes)
+        place = messages[settled - 1].place if settled else None
         if place is not None:
             self.resent += stored
             state.repaired(epoch, place.sequence)
 
-    async def _send(self, lane: str, state: LaneState, messages: list[Message], ids: list[str]) -> int:
-        """Publish messages under their ids; return how many of them, from the first, were stored."""
+    async def _send(
+        self, lane: str, state: LaneState, messages: list[Message], ids: list[str], max_bytes: int
+    ) -> tuple[int, int]:
+        """Publish messages under their ids; return how many, from the first, are settled, and how many were stored."""
         outgoing = [
             Outgoing(
                 self._outbox.subject(message), {**encode_headers(message), "Nats-Msg-Id": message_id}, message.body
             )
             for message, message_id in zip(messages, ids, strict=True)
         ]
-        outcomes = await self._publisher.publish(outgoing, atomic=not state.singly)
-        stored = state.acknowledged(messages, outcomes, self.incarnation or "")
-        if stored:
+        # On the wire they are larger than on disk, and it is the link that counts; one goes whatever its size.
+        sizes = list(accumulate(map(self._publisher.wire_bytes, outgoing)))
+        outgoing = outgoing[: max(1, bisect_right(sizes, max_bytes))]
+        messages = messages[: len(outgoing)]
+        reach("relay.publishing")
+        outcomes = await self._publish(lane, outgoing, sizes[len(outgoing) - 1], atomic=not state.singly)
+        reach("relay.published")
+        settled = state.settled(outcomes)
+        await self._withhold(lane, messages[:settled], outcomes[:settled])
+        stored = state.acknowledged(messages[:settled], outcomes[:settled], self.incarnation or "")
+        reach("relay.noted")
+        if settled:
             self.published += stored
             self._on_forwarded()
-        if stored == len(messages):
+        if settled == len(messages):
             state.go_on()
         else:
-            state.pause(outcomes[stored], self._clock())
+            state.pause(outcomes[settled], self._clock())
             logger.warning("relay.lane_paused", extra={"service": self.service, "lane": lane, "reason": state.problem})
-        return stored
+        return settled, stored
+
+    async def _publish(self, lane: str, outgoing: list[Outgoing], size: int, *, atomic: bool) -> list[Outcome]:
+        """Publish when the link is free for this lane, and learn from it how much the link carries."""
+        names = list(self.lanes)
+        async with self._link.turn(names.index(lane), size):
+            began = self._clock()
+            self._publisher.timeout = self._link.timeout(size)
+            outcomes = await self._publisher.publish(outgoing, atomic=atomic)
+            seconds = self._clock() - began
+        if all(isinstance(outcome, Stored) for outcome in outcomes):
+            self._link.carried(size, seconds, lowest=len(names) > 1 and lane == names[-1])
+        elif any(isinstance(outcome, Uncertain) for outcome in outcomes):
+            self._link.failed()
+        return outcomes
+
+    async def _withhold(self, lane: str, messages: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
+        """Move what the broker refuses for itself beside the outbox, so that the lane goes on (O4)."""
+        refused = {
+            message.place: f"{outcome.description} ({outcome.code})"
+            for message, outcome in zip(messages, outcomes, strict=True)
+            if isinstance(outcome, Refused) and message.place is not None
+        }
+        if not refused:
+            return
+        moved = await self._store.write(withhold, refused, time.time_ns() // 1_000_000)
+        if moved:
+            self.withheld += moved
+            place, reason = next(iter(refused.items()))
+            logger.warning(
+                "relay.withheld",
+                extra={"service": self.service, "lane": lane, "events": moved, "first": str(place), "reason": reason},
+            )

@@ -12,22 +12,34 @@ import anyio
 from anyio.abc import TaskGroup
 
 from forebay.answering import Answering
+from forebay.archive_reading import ArchiveAnswering, ArchiveReader
+from forebay.closing import Closing
 from forebay.confirming import Confirming
 from forebay.consumer import Consumer
 from forebay.errors import HeaderError
+from forebay.filling import Filling
 from forebay.identity import Place, parse_message_id
+from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
+from forebay.link import Link
+from forebay.losses import mend
 from forebay.outbox import Outbox
 from forebay.relay import Relay
 from forebay.service import Service
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
+from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
 
 ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
 """The engine's own tables, the same in every service's database."""
+
+MIN_BACKSTOP = 1024**3
+BACKSTOP = 8
+"""An emitting service's database may take so many times its lanes' budgets, and ``MIN_BACKSTOP`` bytes at least: beside
+the outbox it has tables of its own. A backstop only; the budgets are counted (O5)."""
 
 
 class RunningService:
@@ -36,7 +48,7 @@ class RunningService:
     Attributes:
         outbox, store: always there.
         relay, confirming: where the service has lanes.
-        consumer: where it has handlers.
+        consumer, intents: where it has handlers.
     """
 
     def __init__(
@@ -49,11 +61,14 @@ class RunningService:
         self.relay: Relay | None = None
         self.confirming: Confirming | None = None
         self.consumer: Consumer | None = None
+        self.intents: Intents | None = None
         self._connection = connection
         self._lock = FileLock(path)
         self._sqlite: SqliteStore | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
+        self.filling: Filling | None = None
         self._answering: Answering | None = None
+        self._archive: ArchiveAnswering | None = None
         self._publisher: Publisher | None = None
 
     @property
@@ -68,41 +83,76 @@ class RunningService:
             raise RuntimeError(f"service {self.name} is not open")
         return UnitStore(self._sqlite, self.outbox)
 
-    async def open(self, migrations: Path | None, *, grace: float) -> None:
-        """Lock, open and migrate the database, and bind it to this node.
+    async def open(
+        self,
+        migrations: Path | None,
+        *,
+        grace: float,
+        disk: DiskConfig = NO_CARE,
+        max_bytes: int | None = None,
+        address: str = "",
+        link: Link | None = None,
+    ) -> None:
+        """Lock, open and migrate the database, and bind it to this node. A damaged one is salvaged.
+
+        Args:
+            migrations: the folder of the service's own.
+            grace: seconds for which confirmed events stay.
+            disk: what the store leaves alone of the disk.
+            max_bytes: the most that the database may take; None for ``BACKSTOP``.
+            address: where the process answers HTTP, for the command line.
+            link: what the services of the process share; one of its own for None.
 
         Raises:
             ConfigurationError: another process has it, it belongs to another node, or its migrations are wrong.
             StoreError: the database cannot be opened.
         """
-        self._lock.acquire()
+        self._lock.acquire(address)
         sets = [ENGINE, *([MigrationSet(self.name, migrations)] if migrations else [])]
-        sqlite = self._sqlite = await SqliteStore.open(self.path, migrations=sets)
+        # What a consumer has done and what its inbox says belong together: half of them would be worse than none.
+        salvaging = Salvaging(partial=not self.declared.handlers, mend=mend)
+        sqlite = self._sqlite = await SqliteStore.open(
+            self.path, migrations=sets, max_bytes=max_bytes or self._backstop(), disk=disk, salvaging=salvaging
+        )
         store = self.store
-        store_id = await sqlite.write(self.outbox.bind, uuid.uuid4().hex)
+        draining = UnitStore(sqlite.reclaiming, self.outbox)
+        store_id = await sqlite.reclaiming.write(self.outbox.bind, uuid.uuid4().hex)
         if self.outbox.lanes:
             self._publisher = Publisher(self._connection, "EVENTS")
             self.relay = Relay(
                 self.outbox,
-                store,
+                draining,
                 self._connection,
                 self._publisher,
+                link=link,
                 confirmed_upto=self._confirmed_upto,
                 on_forwarded=self._wake_confirming,
             )
-            self.confirming = Confirming(self.outbox, store, self._connection, self.relay, grace=grace)
+            self.confirming = Confirming(
+                self.outbox, draining, self._connection, self.relay, grace=grace, short_of_room=sqlite.problem
+            )
             self._unsubscribe = sqlite.on_commit(self.relay.wake)
         if self.declared.handlers:
             self.consumer = Consumer(self.name, self.declared.handlers, store, store_id, self._connection)
-            self._answering = Answering(self.consumer, store, store_id, self._connection)
+            archive = ArchiveReader(self._connection, self.name)
+            closing = Closing(self.consumer, self.declared.handlers, store, self._connection, archive)
+            self.filling = Filling(self.consumer, self.declared.handlers, store, archive)
+            self._answering = Answering(self.consumer, closing, store, store_id, self._connection)
+            self.intents = Intents(self.consumer, self.declared.handlers, store, self.path)
+            if self.declared.read_archive is not None:
+                self._archive = ArchiveAnswering(self.consumer, store, self._connection, self.declared.read_archive)
 
     async def start(self, tasks: TaskGroup) -> None:
         """Start the parts in ``tasks``; returns when each says that it runs."""
         if self._publisher is not None:
             await self._publisher.start()
-        for part in (self.relay, self.confirming, self.consumer, self._answering):
+        sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling)
+        for part in (*sending, *reading, self._archive, self.intents):
             if part is not None:
                 await tasks.start(part.run)
+        if self._sqlite is not None:
+            tasks.start_soon(self._sqlite.check)
+            tasks.start_soon(self._end_when_damaged, self._sqlite)
 
     async def close(self) -> None:
         """Close the database and give up the lock; may be called at any stage, also twice."""
@@ -117,16 +167,16 @@ class RunningService:
     def problems(self) -> list[str]:
         """Say why this service is not ready: what it does for others stands still. An edge without a link is ready."""
         found = []
+        if self._sqlite is not None and (full := self._sqlite.problem()):
+            found.append(f"{self.name}: does not accept writes: {full}")
         if self.consumer is not None:
             if not self._connection.connected:
                 why = self._connection.last_error
                 found.append(f"{self.name}: does not read: no connection to the broker{f': {why}' if why else ''}")
             elif self.consumer.problem:
                 found.append(f"{self.name}: does not read: {self.consumer.problem}")
-            found += [
-                f"{self.name}: partition {partition} waits behind {stall.message_id}: {stall.error}"
-                for partition, stall in sorted(self.consumer.stalled.items())
-            ]
+            elif self.consumer.suspended:
+                found.append(f"{self.name}: {self.consumer.suspended}")
         return found
 
     async def find(self, message_id: str) -> Whereabouts | None:
@@ -138,6 +188,14 @@ class RunningService:
         if identity is None or self.relay is None or self.confirming is None:
             return None
         return await find(self.store, self.relay, self.confirming, identity.place)
+
+    def _backstop(self) -> int | None:
+        budgets = sum(lane.budget_bytes for lane in self.declared.lanes)
+        return None if self.declared.handlers or not budgets else max(MIN_BACKSTOP, BACKSTOP * budgets)
+
+    async def _end_when_damaged(self, sqlite: SqliteStore) -> None:
+        """End the process once the database turns out to be damaged: opening it again salvages what can be read."""
+        raise await sqlite.damaged()
 
     async def _confirmed_upto(self) -> Mapping[str, Place]:
         return await self.confirming.confirmed_upto() if self.confirming is not None else {}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
+Range = tuple[int, int]
+"""First and last sequence, both included."""
+
 
 class SequenceSet:
     """The sequences of one epoch that are known: passed up to ``watermark``, and ``ranges`` held beyond it.
@@ -67,6 +70,28 @@ class SequenceSet:
             high += 1
         self.ranges[low:high] = [(first, last)]
 
+    def advance_to(self, sequence: int) -> None:
+        """Move the watermark up to ``sequence``: places that nobody has an event for are passed together.
+
+        Raises:
+            ValueError: it is not beyond the watermark, or an event is held on the way.
+        """
+        if sequence <= self.watermark or (self.ranges and self.ranges[0][0] <= sequence):
+            raise ValueError(f"the watermark {self.watermark} cannot pass {sequence} at once")
+        self.watermark = sequence
+
+    def release(self, sequence: int) -> None:
+        """Take a held place out: its event was given up.
+
+        Raises:
+            ValueError: it is not held.
+        """
+        for at, (first, last) in enumerate(self.ranges):
+            if first <= sequence <= last:
+                self.ranges[at : at + 1] = without([(first, last)], [(sequence, sequence)])
+                return
+        raise ValueError(f"{sequence} is not held")
+
     def advance(self) -> int:
         """Move the watermark up by one, taking that place out of what is held; return the new watermark."""
         self.watermark += 1
@@ -74,3 +99,38 @@ class SequenceSet:
             last = self.ranges[0][1]
             self.ranges[:1] = [(self.watermark + 1, last)] if last > self.watermark else []
         return self.watermark
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """Return the same places in the fewest ranges, ascending."""
+    result: list[Range] = []
+    for first, last in sorted(ranges):
+        if result and first <= result[-1][1] + 1:
+            result[-1] = (result[-1][0], max(result[-1][1], last))
+        else:
+            result.append((first, last))
+    return result
+
+
+def without(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """Return the places of ``ranges`` that are in none of ``holes``, ascending."""
+    left: list[Range] = []
+    apart = joined(holes)
+    at = 0
+    for first, last in joined(ranges):
+        while at < len(apart) and apart[at][1] < first:
+            at += 1
+        low, hole = first, at
+        while hole < len(apart) and apart[hole][0] <= last:
+            if low < apart[hole][0]:
+                left.append((low, apart[hole][0] - 1))
+            low = max(low, apart[hole][1] + 1)
+            hole += 1
+        if low <= last:
+            left.append((low, last))
+    return left
+
+
+def within(sequence: int, ranges: Iterable[Range]) -> bool:
+    """Whether a place is in one of the ranges."""
+    return any(first <= sequence <= last for first, last in ranges)

@@ -28,6 +28,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody
 from litestar.types import AnyCallable
 
+from forebay.delivery import ReadArchive
 from forebay.errors import ConfigurationError
 from forebay.event import Event
 from forebay.handlers import Handler, Handlers
@@ -60,6 +61,7 @@ class Service:
         self.lanes = tuple(lanes)
         self.settings_type = settings
         self.handlers = Handlers()
+        self.read_archive: ReadArchive | None = None
         self._routes: list[HTTPRouteHandler] = []
         names = [lane.name for lane in self.lanes]
         if len(set(names)) < len(names):
@@ -82,6 +84,16 @@ class Service:
     def every(self, function: H) -> H:
         """Handle every event of every service: ``f(tx, messages)``, in batches."""
         self.handlers.add_everything(function)
+        return function
+
+    def repeated(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Let ``f(tx, message)`` see each event whose id was taken before; it changes nothing that was done for it."""
+        self.handlers.repeated = function
+        return function
+
+    def reads_archive(self, function: ReadArchive) -> ReadArchive:
+        """Answer ``archive.read`` with ``f(tx, question)``; for the one service that keeps every event (C5)."""
+        self.read_archive = function
         return function
 
     def get(self, path: str, *, problems: Sequence[int] = (), **options: Any) -> Callable[[AnyCallable], AnyCallable]:

@@ -7,16 +7,18 @@ from typing import Literal
 
 import msgspec
 
-from forebay.confirming import Confirming
+from forebay.confirming import Confirming, Fate
 from forebay.identity import Place
 from forebay.relay import Relay
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitStore
 
 _ROW = """
-    select o.lane, e.last, r.written_at from forebay_epoch e
-    join forebay_origin o on o.id = e.origin
+    select o.lane, e.last, coalesce(r.written_at, w.written_at) as written_at, w.reason, d.first is not null as dropped
+    from forebay_epoch e join forebay_origin o on o.id = e.origin
     left join forebay_outbox r on r.epoch = e.id and r.sequence = :sequence
+    left join forebay_withheld w on w.epoch = e.id and w.sequence = :sequence
+    left join forebay_dropped d on d.epoch = e.id and :sequence between d.first and d.last
     where e.epoch = :epoch"""
 
 
@@ -28,21 +30,31 @@ class Forwarded(msgspec.Struct, frozen=True):
 
 
 class Confirmed(msgspec.Struct, frozen=True):
-    """Whether a consumer confirmed it, and when that was known here first; null where the time is not known."""
+    """Whether a consumer confirmed it, and when that was known here first; null where the time is not known.
+
+    ``state`` says more: ``missed`` is read past without meeting it, and sent again; ``dropped`` and ``withheld`` are
+    passed without it, or will be.
+    """
 
     confirmed: bool
     at: datetime | None = None
+    state: Fate = "pending"
 
 
 class Whereabouts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where an event is. One that was freed is ``confirmed`` and no times are known for it any more."""
+    """Where an event is. One that was freed is ``confirmed`` and no times are known for it any more.
+
+    One that the budget pushed out is ``dropped``, one that the broker refuses for itself ``withheld``, with the
+    ``reason``; whether a consumer had it before, its own entry tells.
+    """
 
     message_id: str
     service: str
     lane: str
-    state: Literal["stored", "forwarded", "confirmed"]
+    state: Literal["stored", "forwarded", "confirmed", "dropped", "withheld"]
     stored_at: datetime | None = None
     forwarded: Forwarded | None = None
+    reason: str | None = None
     consumers: dict[str, Confirmed] = {}
 
 
@@ -51,24 +63,42 @@ async def find(store: UnitStore, relay: Relay, confirming: Confirming, place: Pl
     row = await store.read(_find, place)
     if row is None or place.sequence > row["last"]:
         return None
-    service = relay.service
-    if row["written_at"] is None:
-        return Whereabouts(message_id=str(place), service=service, lane=row["lane"], state="confirmed")
+    # What was dropped, and passed by all, is no row and no range any more: that it was, those who lack it say.
+    gone = row["written_at"] is None
+    lacking = gone and any(confirming.consumers[name].missing(place) for name in _answered(confirming))
+    dropped = bool(row["dropped"]) or lacking
+    if gone and not dropped:
+        return Whereabouts(message_id=str(place), service=relay.service, lane=row["lane"], state="confirmed")
     sent = relay.forwarded(row["lane"], place)
     consumers = {
-        name: Confirmed(confirmed, None if at is None else _time(at))
+        name: Confirmed(confirmed, None if at is None else _time(at), confirming.fate(place, name, dropped=dropped))
         for name, (confirmed, at) in confirming.whereabouts(place).items()
     }
     everywhere = bool(consumers) and all(each.confirmed for each in consumers.values())
     return Whereabouts(
         message_id=str(place),
-        service=service,
+        service=relay.service,
         lane=row["lane"],
-        state="confirmed" if everywhere else "forwarded" if sent else "stored",
-        stored_at=_time(row["written_at"] / 1000),
+        state=(
+            "confirmed"
+            if everywhere
+            else "dropped"
+            if dropped
+            else "withheld"
+            if row["reason"] is not None
+            else "forwarded"
+            if sent
+            else "stored"
+        ),
+        stored_at=None if gone else _time(row["written_at"] / 1000),
         forwarded=Forwarded(_time(sent.at), sent.stream_sequence) if sent else None,
+        reason=row["reason"],
         consumers=consumers,
     )
+
+
+def _answered(confirming: Confirming) -> list[str]:
+    return [name for name in confirming.needed if name in confirming.consumers]
 
 
 def _find(tx: Transaction, place: Place) -> Row | None:

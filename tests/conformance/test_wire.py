@@ -18,7 +18,16 @@ from forebay.identity import Place, partition_of
 from forebay.jetstream.topology import confirmed_by
 from forebay.lanes import Lane
 from forebay.outbox import Draft, Extra, Outbox
-from forebay.protocol.confirmation import Answer, ChainLink, ConfirmedBy, EpochAnswer, OriginQuestion, Question
+from forebay.protocol.confirmation import (
+    Answer,
+    ChainLink,
+    ConfirmedBy,
+    DroppedRange,
+    EpochAnswer,
+    OriginQuestion,
+    Question,
+    WithheldPlace,
+)
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
@@ -67,6 +76,8 @@ ASKED = Question(
             floor=f"{EPOCHS[0]}-12",
             forwarded=f"{EPOCHS[1]}-7",
             stream_sequence=90210,
+            drops=[DroppedRange(EPOCHS[0], 13, 20), DroppedRange(EPOCHS[1], 3, 3)],
+            withheld=[WithheldPlace(EPOCHS[1], 5, "Kasse 3"), WithheldPlace(EPOCHS[1], 6)],
         ),
         OriginQuestion(service="till", lane="telemetry", chain=[ChainLink("019cab1e4c007000800000000000000d", "none")]),
     ],
@@ -113,7 +124,7 @@ def test_headers_of_a_later_release_are_passed_over() -> None:
 async def test_a_service_that_emits_writes_the_golden_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From ``tx.emit`` to the headers: the second event of a second epoch."""
     epochs = iter(EPOCHS)
-    monkeypatch.setattr("forebay.outbox.new_epoch", lambda: next(epochs))
+    monkeypatch.setattr("forebay.outbox.new_epoch", lambda _: next(epochs))
 
     def unit(tx: UnitOfWork) -> None:
         tx.emit(SaleRecorded(basket="1", cents=1), time=TIME)

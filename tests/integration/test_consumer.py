@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -47,12 +48,16 @@ class Audit:
 
     def __init__(self, *, batch: bool = False) -> None:
         self.failing: Callable[[str, int], Exception | None] = lambda _node, _number: None
+        self.busy: int | None = None
+        self.go_on = threading.Event()
         self.attempts: list[int] = []
         self.sizes: list[int] = []
         self.service = Service("audit")
 
         def one(tx: UnitOfWork, event: DoorOpened, message: Message) -> None:
             self.attempts.append(event.number)
+            if event.number == self.busy:
+                assert self.go_on.wait(30)
             note(tx, message.node, event.number)
             if error := self.failing(message.node, event.number):
                 raise error
@@ -70,6 +75,10 @@ class Audit:
     def fail_on(self, number: int, error: Exception | None = None, *, node: str = NODE) -> None:
         raised = error or ValueError("the shelf is full\nof jam")
         self.failing = lambda at, found: raised if (at, found) == (node, number) else None
+
+    def busy_on(self, number: int) -> None:
+        """Stay in the handler of an event until ``go_on`` is set."""
+        self.busy = number
 
     def work_again(self) -> None:
         self.failing = lambda _node, _number: None
@@ -112,60 +121,20 @@ async def settled(service: RunningService, expected: list[int], limit: float = 2
     assert await numbers(service.store) == expected
 
 
-async def test_a_failing_handler_stalls_its_partition_alone_and_loudly_until_it_works(
-    nats_server: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    audit = Audit()
-    audit.fail_on(3)
-    async with (
-        two_sides(nats_server, tmp_path, audit) as (core, emitting),
-        connected(nats_server.url, node=OTHER) as elsewhere,
-        serving(door(), elsewhere, tmp_path, node=OTHER) as other,
-    ):
-        ids = await emitting.store.write(open_doors, 1, 6)
-        await other.store.write(open_doors, 1, 6)
-        await eventually(lambda: _stream_has(core, 12))  # then the failing one comes in one batch with those before it
-        await _stalls_and_recovers(audit, core, tmp_path, ids, caplog)
-
-
-async def _stalls_and_recovers(
-    audit: Audit, core: Connection, folder: Path, ids: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    async with reading(audit, core, folder) as service:
-        await until(lambda: PARTITION in consumer_of(service).stalled)
-        stall = consumer_of(service).stalled[PARTITION]
-        assert stall.message_id == ids[2]
-        assert "ValueError: the shelf is full" in stall.error
-        assert "\n" not in stall.error
-        assert any(f"partition {PARTITION} waits behind {ids[2]}" in each for each in service.problems())
-        await eventually(lambda: _has(service, OTHER, [1, 2, 3, 4, 5, 6]))
-        await until(lambda: stall.attempts >= 2)
-        assert await numbers(service.store) == [1, 2]
-        assert "consumer.resumed" not in caplog.messages
-        audit.work_again()
-        await settled(service, [1, 2, 3, 4, 5, 6])
-        await until(lambda: not service.problems())
-        assert caplog.messages.count("consumer.resumed") == 1
-        assert consumer_of(service).totals.applied == 12
-
-
 async def _has(service: RunningService, node: str, expected: list[int]) -> bool:
     return await numbers(service.store, node) == expected
 
 
-async def test_a_failing_handler_is_tried_with_growing_pauses(nats_server: NatsServer, tmp_path: Path) -> None:
-    audit = Audit()
-    audit.fail_on(1)
-    async with two_sides(nats_server, tmp_path, audit) as (core, emitting), reading(audit, core, tmp_path) as service:
-        await emitting.store.write(open_doors, 1, 2)
-        await until(lambda: PARTITION in consumer_of(service).stalled)
-        before = len(audit.attempts)
-        await anyio.sleep(1)  # what is observed is a second of nothing much
-        assert len(audit.attempts) - before <= 10
+async def parked(service: RunningService) -> list[tuple[str, str]]:
+    """Return reason and message id of what is parked and alive, in order."""
+    found = await rows(
+        service.store, "select reason, message_id from forebay_parked where discarded_at is null order by id"
+    )
+    return [(reason, message_id) for reason, message_id in found]
 
 
 @pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
-async def test_a_handler_that_breaks_a_deferred_constraint_stalls_like_any_other(
+async def test_a_handler_that_breaks_a_deferred_constraint_has_its_event_parked_like_any_other_f1(
     nats_server: NatsServer, tmp_path: Path, *, batch: bool
 ) -> None:
     """Only COMMIT finds it, and does not say whose it is."""
@@ -185,8 +154,8 @@ async def test_a_handler_that_breaks_a_deferred_constraint_stalls_like_any_other
 
         await service.store.write(know, 1, 3)
         ids = await emitting.store.write(open_doors, 1, 6)
-        await until(lambda: PARTITION in consumer_of(service).stalled)
-        assert consumer_of(service).stalled[PARTITION].message_id == ids[3]
+        await until(lambda: consumer_of(service).totals.parked == 3)
+        assert await parked(service) == [("handler", ids[3]), ("behind", ids[4]), ("behind", ids[5])]
         await settled(service, [1, 2, 3])
         await service.store.write(know, 4, 6)
         await settled(service, [1, 2, 3, 4, 5, 6])
@@ -201,7 +170,6 @@ async def test_a_store_that_fails_pauses_the_consumer_and_parks_nothing(
     async with two_sides(nats_server, tmp_path, audit) as (core, emitting), reading(audit, core, tmp_path) as service:
         await emitting.store.write(open_doors, 1, 5)
         await until(lambda: any("the disk is gone" in each for each in service.problems()))
-        assert not consumer_of(service).stalled
         audit.work_again()
         await settled(service, [1, 2, 3, 4, 5])
         assert await rows(service.store, "select count(*) from forebay_parked") == [(0,)]
@@ -223,11 +191,11 @@ async def test_a_durable_that_is_moved_from_outside_is_set_back_to_the_databases
         await emitting.store.write(open_doors, 11, 20)
         await settled(service, list(range(1, 21)))
         await until(lambda: consumer_of(service).reading)
-        audit.fail_on(21)
+        audit.busy_on(21)
         await emitting.store.write(open_doors, 21, 30)
-        await until(lambda: PARTITION in consumer_of(service).stalled)
+        await until(lambda: 21 in audit.attempts)
         await reset(core, 29)  # forward, beyond what has no effect yet
-        audit.work_again()
+        audit.go_on.set()
         await emitting.store.write(open_doors, 31, 40)
         await settled(service, list(range(1, 41)))
         await until(lambda: not service.problems())
@@ -332,23 +300,6 @@ async def test_a_stream_that_was_deleted_and_applied_again_is_read_from_its_star
             positions = await rows(service.store, "select incarnation, sequence from forebay_position")
             assert positions == [(incarnation, 15)]
             await until(lambda: not service.problems())
-
-
-async def test_a_stall_behind_an_event_of_a_stream_that_is_gone_is_forgotten(
-    nats_server: NatsServer, tmp_path: Path
-) -> None:
-    audit = Audit()
-    audit.fail_on(1)
-    async with connected(nats_server.url, node="core") as core:
-        await apply(core, "audit")
-        async with reading(audit, core, tmp_path) as service:
-            async with connected(nats_server.url, node=NODE) as edge, serving(door(), edge, tmp_path) as emitting:
-                await emitting.store.write(open_doors, 1, 1)
-                await until(lambda: PARTITION in consumer_of(service).stalled)
-            await api_request(core, "STREAM.DELETE.EVENTS")
-            await until(lambda: not consumer_of(service).reading)
-            await apply(core, "audit")
-            await until(lambda: not service.problems(), 30)
 
 
 async def test_a_stream_without_its_partitions_is_named_by_the_consumer(
@@ -462,7 +413,7 @@ async def test_a_header_that_is_not_text_is_parked_and_what_follows_goes_on(
         assert len(await rows(service.store, "select * from forebay_parked")) == 1
 
 
-async def test_a_batch_handler_gets_many_and_a_failing_one_among_them_stalls_alone(
+async def test_a_batch_handler_gets_many_and_a_failing_one_among_them_is_found_f1(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
     audit = Audit(batch=True)
@@ -471,8 +422,8 @@ async def test_a_batch_handler_gets_many_and_a_failing_one_among_them_stalls_alo
         ids = await emitting.store.write(open_doors, 1, 100)
         await eventually(lambda: _stream_has(core, 100))
         async with reading(audit, core, tmp_path) as service:
-            await until(lambda: PARTITION in consumer_of(service).stalled)
-            assert consumer_of(service).stalled[PARTITION].message_id == ids[49]
+            await until(lambda: consumer_of(service).totals.parked == 51)
+            assert (await parked(service))[:2] == [("handler", ids[49]), ("behind", ids[50])]
             await settled(service, list(range(1, 50)))
             audit.work_again()
             await settled(service, list(range(1, 101)))

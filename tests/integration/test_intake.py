@@ -383,3 +383,45 @@ async def test_what_cannot_be_placed_is_parked_once_however_often_the_stream_is_
     await core.take(unplaced)
 
     assert len(await core.parked()) == 2
+
+
+async def test_a_cause_is_acted_on_once_however_its_emitter_was_restored_b5(core: Core, stream: Stream) -> None:
+    cause = f"{'c' * 32}-7/till/0"
+    await core.take([event(stream, 1, cause=cause), event(stream, 2)])
+    again = await core.take([event(stream, 1, 3, epoch=NEW, prev=Place(OLD, 1), cause=cause)])
+
+    assert (again.applied, again.duplicates) == (0, 1)
+    assert await effects(core) == [1, 2]
+    assert await watermark(core, NEW) == 1, "its place is passed"
+
+
+async def test_the_same_cause_of_another_emitter_is_another_effect_b5(core: Core, stream: Stream) -> None:
+    cause = f"{'c' * 32}-7/till/0"
+    await core.take([event(stream, 1, cause=cause), event(stream, 1, 2, node="store-1", cause=cause)])
+
+    assert await effects(core) == [1, 2]
+
+
+@pytest.fixture
+def few_holds(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("forebay.protocol.inbox.OriginInbox.__init__.__defaults__", (3,))
+    return 3
+
+
+async def test_an_origin_that_holds_too_much_gives_up_its_highest_event_b3(
+    core: Core, stream: Stream, few_holds: int
+) -> None:
+    taken = await core.take([event(stream, sequence) for sequence in (5, 3, 9, 4, 7)])
+
+    assert taken.held == 5
+    held = await core.rows("select sequence from forebay_held order by sequence")
+    assert [row["sequence"] for row in held] == [3, 4, 5]
+    assert len(held) == few_holds
+    (row,) = await core.rows("select given_up from forebay_inbox")
+    assert row["given_up"] == "[7,9,3]", "the lowest, the highest, and the lowest stream sequence of the two"
+
+    await core.take([event(stream, sequence) for sequence in (1, 2, 6, 7, 8, 9)])
+
+    assert await effects(core) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    (row,) = await core.rows("select given_up from forebay_inbox")
+    assert row["given_up"] is None

@@ -11,8 +11,10 @@ from pathlib import Path
 import anyio
 import pytest
 
+from forebay import Lane, Service
 from forebay.jetstream.connection import Connection, Incoming
 from forebay.jetstream.streams import api_request, stream_state
+from forebay.link import Link
 from forebay.relay import Relay
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
@@ -72,14 +74,69 @@ async def test_a_backlog_drains_in_order_with_the_urgent_lane_first(nats_server:
             assert [each for kind, each in found if kind == "measured"] == late
 
 
-async def test_lanes_drain_by_priority(nats_server: NatsServer, tmp_path: Path) -> None:
-    """With both lanes filled before there is a stream, everything of the first lane goes before the second."""
+async def test_lanes_drain_by_priority_and_the_last_one_does_not_starve(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """With both lanes filled before there is a stream, nearly all of the first goes before the second."""
     async with connected(nats_server.url) as connection, serving(door(), connection, tmp_path) as service:
         late = await service.store.write(measure, 1, 700)
         early = await service.store.write(open_doors, 1, 1200)
         await create_stream(connection)
         await until(lambda: relay_of(service).published == 1900)
-        assert [each for _, each in await stored(connection)] == early + late
+        found = [each for _, each in await stored(connection)]
+        assert [each for each in found if each in set(early)] == early
+        assert [each for each in found if each in set(late)] == late
+        before = found[: found.index(early[-1])]
+        assert 0 < len(before) - len(early) + 1 <= 0.2 * len(early)
+
+
+async def test_over_a_thin_link_a_backlog_of_telemetry_delays_the_ledger_by_little_o5(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    def thin(service: RunningService) -> None:
+        relay_of(service)._link = Link(kbit=400)  # 50,000 bytes per second
+
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(door(), connection, tmp_path, prepare=thin) as service:
+            began = anyio.current_time()
+            await service.store.write(measure, 1, 1200)
+            await until(lambda: relay_of(service).published > 30)
+            longest = 0.0
+            for number in range(3):
+                asked = anyio.current_time()
+                ids = await service.store.write(open_doors, number, number)
+                await until(lambda ids=ids: _sent_all(service, ids))  # type: ignore[misc]
+                longest = max(longest, anyio.current_time() - asked)
+            assert relay_of(service).published < 1200  # the backlog is there yet
+            assert longest < 4.5
+            await until(lambda: relay_of(service).published == 1203, 40)
+            size = sum([len(body) for body in await bodies(connection)])
+            assert size / (anyio.current_time() - began) <= 50_000
+
+
+async def bodies(connection: Connection) -> list[bytes]:
+    state = await stream_state(connection, "EVENTS")
+    return [
+        (await connection.request("$JS.API.DIRECT.GET.EVENTS", b'{"seq":%d}' % sequence, timeout=5)).body
+        for sequence in range(state.first, state.last + 1)
+    ]
+
+
+async def test_a_lane_with_a_flush_interval_fills_its_batch_first(nats_server: NatsServer, tmp_path: Path) -> None:
+    declared = Service("door", lanes=[Lane("ledger"), Lane("telemetry", flush_after="1s")])
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(declared, connection, tmp_path) as service:
+            began = anyio.current_time()
+            for number in range(20):
+                await service.store.write(measure, number, number)
+            await service.store.write(open_doors, 1, 1)
+            await until(lambda: relay_of(service).published == 1)
+            assert anyio.current_time() - began < 1  # the other lane does not wait for it
+            await until(lambda: relay_of(service).published > 1)
+            assert relay_of(service).published == 21
+            assert 1 <= anyio.current_time() - began < 5
 
 
 async def test_all_arrives_once_after_the_broker_was_away(nats_server: NatsServer, tmp_path: Path) -> None:

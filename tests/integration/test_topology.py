@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from forebay.jetstream.topology import (
     stream_problems,
 )
 from forebay.testing.nats_server import NatsServer, free_port
+from tests.integration.rig import eventually
 
 CONFIG = Path(__file__).resolve().parents[2] / "jetstream-config"
 KEY = "forebay.confirmed-by"
@@ -80,7 +82,24 @@ async def test_apply_makes_an_empty_broker_as_described_and_then_has_nothing_to_
         for partition in range(8):
             assert durable_problems(live.durables["EVENTS"][spec.durable(partition)], spec, partition) == []
     listed = json.loads((await events(request_))["metadata"][KEY])
-    assert listed == {"version": 1, "consumers": {"archive": ["*"], "sales": ["till"]}}
+    assert listed["consumers"] == {"archive": ["*"], "sales": ["till"]}
+
+
+async def test_the_list_of_a_stream_that_is_made_anew_has_a_higher_version_s3(request_: Request) -> None:
+    """Nodes ignore an older one than they have seen."""
+    topology = desired(CONFIG)
+    await apply_topology(request_, topology)
+    before = json.loads((await events(request_))["metadata"][KEY])["version"]
+    wider = topology.consumers | {"sales": consumer_spec("sales", ["*"])}
+    await apply_topology(request_, Topology(streams=topology.streams, consumers=wider))
+    await call(request_, "STREAM.DELETE.EVENTS")
+
+    async def later() -> bool:
+        return bool(time.time() > before + 2)
+
+    await eventually(later)
+    await apply_topology(request_, topology)
+    assert json.loads((await events(request_))["metadata"][KEY])["version"] > before + 1
 
 
 async def test_a_published_event_reaches_the_durable_of_its_partition(request_: Request) -> None:
@@ -93,6 +112,7 @@ async def test_a_published_event_reaches_the_durable_of_its_partition(request_: 
 async def test_changes_in_place_keep_messages_and_all_other_metadata(request_: Request) -> None:
     await apply_topology(request_, desired(CONFIG))
     config = await events(request_)
+    before = json.loads(config["metadata"][KEY])["version"]
     config["metadata"]["team"] = "retail"
     await call(request_, "STREAM.UPDATE.EVENTS", config)
     durable = (await call(request_, "CONSUMER.INFO.EVENTS.sales-3"))["config"]
@@ -116,7 +136,7 @@ async def test_changes_in_place_keep_messages_and_all_other_metadata(request_: R
     assert metadata["team"] == "retail"
     assert "_nats.ver" in metadata
     listed = json.loads(metadata[KEY])
-    assert listed == {"version": 2, "consumers": {"archive": ["*"], "sales": ["price", "till"]}}
+    assert listed == {"version": before + 1, "consumers": {"archive": ["*"], "sales": ["price", "till"]}}
     changed = (await call(request_, "CONSUMER.INFO.EVENTS.sales-3"))["config"]
     assert changed["metadata"]["forebay.store"] == "store-id"
     assert sorted(changed["filter_subjects"]) == ["evt.3.*.price.*", "evt.3.*.till.*"]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forebay.errors import HeaderError
-from forebay.identity import MessageId, Place, parse_message_id, parse_place, retransmission_id
+from forebay.identity import MessageId, Place, new_epoch, parse_message_id, parse_place, retransmission_id
 
 # As docs/guarantee.md has it.
 WIRE = re.compile(r"^[0-9a-f]{32}-[1-9][0-9]{0,17}(-[1-9][0-9]{0,17})?(~[0-9a-z]{1,16})?\Z")
@@ -60,3 +62,16 @@ def test_ours_is_exactly_what_the_protocols_pattern_matches(text: str) -> None:
 @given(EPOCHS, SEQUENCES)
 def test_a_place_is_read_as_it_was_written_i5(epoch: str, sequence: int) -> None:
     assert parse_place(str(Place(epoch, sequence))) == Place(epoch, sequence)
+
+
+@given(walls=st.lists(st.integers(0, (1 << 48) - 2), min_size=2, max_size=20))
+def test_the_epochs_of_an_origin_sort_in_their_order_however_the_wall_is_set_i2(walls: list[int]) -> None:
+    epochs: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for milliseconds in walls:
+            wall = SimpleNamespace(time_ns=lambda now=milliseconds: now * 1_000_000)
+            patch.setattr("forebay.identity.time", wall)
+            epochs.append(new_epoch(epochs[-1] if epochs else None))
+    room = (1 << 48) - 1 - max(walls) >= len(walls)  # but at the end of all times
+    assert not room or epochs == sorted(set(epochs))
+    assert all(re.fullmatch(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}", epoch) for epoch in epochs)

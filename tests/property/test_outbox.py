@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forebay import freeing
 from forebay.errors import BudgetSpentError
 from forebay.event import Event
 from forebay.identity import Place, parse_message_id
@@ -111,17 +112,17 @@ async def check(outbox: Outbox, units: UnitStore, model: Model, page: int) -> No
             assert stored <= BUDGET
 
 
-async def free(outbox: Outbox, units: UnitStore, model: Model, lane: str) -> None:
+async def free(units: UnitStore, model: Model, lane: str) -> None:
     if not model.rows[lane]:
         return
     epoch = model.rows[lane][0][0].epoch
     mine = [place.sequence for place, _ in model.rows[lane] if place.epoch == epoch]
     upto = mine[len(mine) // 2]
-    gone = await units.write(outbox.free, lane, epoch, upto, limit=3)
+    gone = (await units.write(freeing.free, lane, epoch, upto, limit=3)).events
     assert gone == min(3, len(mine) // 2 + 1)
     floor = model.rows[lane][gone - 1][0]
     del model.rows[lane][:gone]
-    assert await units.read(outbox.floor, lane) == str(floor)
+    assert await units.read(freeing.floor, lane) == str(floor)
 
 
 async def run(path: Path, steps: list[tuple[str, list[Unit]]], page: int) -> None:
@@ -134,7 +135,7 @@ async def run(path: Path, steps: list[tuple[str, list[Unit]]], page: int) -> Non
                 store, outbox, units = await opened(path)
                 model.reopened()
             elif step.startswith("free"):
-                await free(outbox, units, model, step.removeprefix("free "))
+                await free(units, model, step.removeprefix("free "))
             else:  # one group commit, with failing units among the others
                 results = await asyncio.gather(*(units.write(emit, *unit) for unit in group), return_exceptions=True)
                 for (emissions, fail), result in zip(group, results, strict=True):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.identity import Place
-from forebay.protocol.inbox import EpochState, OriginInbox, Verdict
+from forebay.protocol.inbox import Due, EpochState, OriginInbox, Verdict
 from forebay.sequences import SequenceSet
 
 
@@ -26,7 +26,9 @@ class Reader:
         elif verdict is Verdict.APPLY:
             self.inbox.settle(place)
             self.effects.append(place)
-            while (due := self.inbox.due()) is not None:
+            while (step := self.inbox.due()) is not None:
+                assert step.due is Due.HELD
+                due = Place(step.epoch, step.first)
                 self.bodies.remove(due)
                 self.inbox.settle(due)
                 self.effects.append(due)

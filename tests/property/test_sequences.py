@@ -1,12 +1,34 @@
 from __future__ import annotations
 
-from hypothesis import settings
+from collections.abc import Iterable
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from forebay.sequences import SequenceSet
+from forebay.sequences import Range, SequenceSet, joined, within, without
 
 LIMIT = 40
+ranges = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 8)).map(lambda each: (each[0], each[0] + each[1])))
+
+
+def places(of: Iterable[Range]) -> set[int]:
+    return {each for first, last in of for each in range(first, last + 1)}
+
+
+@given(ranges)
+def test_joined_ranges_hold_the_same_places_apart_and_ascending(some: list[Range]) -> None:
+    found = joined(some)
+    assert places(found) == places(some)
+    assert all(found[at][1] + 1 < found[at + 1][0] for at in range(len(found) - 1))
+
+
+@given(ranges, ranges)
+def test_ranges_without_others_hold_what_is_in_none_of_them(some: list[Range], holes: list[Range]) -> None:
+    found = without(some, holes)
+    assert places(found) == places(some) - places(holes)
+    assert found == sorted(found)
+    assert all(within(each, some) and not within(each, holes) for each in places(found))
 
 
 class SequenceSetBesideAPlainSet(RuleBasedStateMachine):

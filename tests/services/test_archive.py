@@ -11,6 +11,7 @@ import pytest
 from core.archive import queries
 from forebay import Transaction
 from forebay.identity import Place
+from forebay.protocol.archive import ArchiveQuestion
 from tests.integration.arrivals import NEW, NOON, OLD, SALE, Core, Stream
 from tests.services.core_app import ARCHIVE, application, client_of, open_core
 
@@ -372,3 +373,41 @@ async def test_every_filter_has_an_index(core: Core, wanted: dict[str, str], ind
     if "message_id" not in wanted:
         assert "COVERING" in found
         assert "TEMP B-TREE" not in found
+
+
+async def test_another_body_under_a_known_id_is_kept_aside_and_reported(
+    core: Core, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream()
+    await core.take([stream.event(1), stream.event(2)])
+    await core.take(
+        [stream.event(1), stream.event(2, b'{"basket":"another"}'), stream.event(2, b'{"basket":"another"}')]
+    )
+
+    (conflict,) = (await client.get("/archive/conflicts")).json()
+    assert (conflict["message_id"], conflict["bytes"]) == (f"{OLD}-2", 20)
+    assert caplog.messages.count("archive.conflict_found") == 1
+    assert (await client.get(f"/archive/events/{OLD}-2")).json()["data"]["basket"] == "31198570044"
+
+
+async def test_what_is_archived_is_handed_out_as_the_stream_delivered_it_c5(core: Core) -> None:
+    stream = Stream()
+    given = [
+        stream.event(
+            1,
+            key="31198570044",
+            cause=f"{NEW}-7/sales/0",
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ),
+        stream.event(2, b"\x00\x01", content_type="application/octet-stream", attributes={"plan": "böse"}),
+        stream.event(3, epoch=NEW, prev=Place(OLD, 2)),
+    ]
+    await core.take(given)
+
+    for epoch, expected in ((OLD, given[:2]), (NEW, [])):
+        question = ArchiveQuestion(node="store-330", service="till", epoch=epoch, first=1, last=2)
+        found = await core.store.read(queries.between, question)
+        assert [sequence for sequence, _ in found] == [each for each, _ in enumerate(expected, 1)]
+        assert [(each.subject, dict(each.headers), each.body) for _, each in found] == [
+            (each.subject, dict(each.headers), each.body) for each in expected
+        ]

@@ -118,7 +118,7 @@ def test_the_cores_metrics_are_prometheus_text_and_say_that_it_reads(core: Runni
     assert value(found["forebay_connected"]) == 1
     for service in ("archive", "sales"):
         assert value(found["forebay_consumer_reading"], service=service) == 1
-        assert value(found["forebay_consumer_stalled"], service=service) == 0
+        assert value(found["forebay_consumer_suspended"], service=service) == 0
         outcomes = {s.labels["outcome"] for s in found["forebay_consumer_events"] if s.labels["service"] == service}
         assert outcomes == {"applied", "skipped", "duplicates", "held", "parked"}
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from forebay.cli.main import cli
 from forebay.demo import DemoConfig
 from forebay.process import ProcessConfig
+from forebay.sqlite import DiskConfig
 
 Told = dict[str, Any]
 
@@ -73,6 +74,8 @@ VARIABLES = {
     "FOREBAY_PORT": "9003",
     "FOREBAY_NODES": "env-1,env-2",
     "FOREBAY_GRACE": "90s",
+    "FOREBAY_DISK_RESERVE": "64MiB",
+    "FOREBAY_MAX_DATABASE": "2GiB",
     "FOREBAY_LOG_LEVEL": "error",
 }
 
@@ -103,7 +106,14 @@ def test_run_takes_the_environment_before_the_file(told: Told) -> None:
     Path("forebay.toml").write_text(TOML)
     call("run", "edge.door", **VARIABLES)
     assert told["run"] == ProcessConfig(
-        node="from-env", data=Path("env-data"), nats="nats://env:4222", port=9003, host="10.0.0.2", grace=90
+        node="from-env",
+        data=Path("env-data"),
+        nats="nats://env:4222",
+        port=9003,
+        host="10.0.0.2",
+        grace=90,
+        disk=DiskConfig(reserve=64 * 1024**2),
+        max_database=2 * 1024**3,
     )
     assert told["level"] == "error"
 
@@ -111,9 +121,17 @@ def test_run_takes_the_environment_before_the_file(told: Told) -> None:
 def test_run_takes_the_command_line_before_everything(told: Told) -> None:
     Path("forebay.toml").write_text(TOML)
     typed = "--node typed --data typed-data --nats nats://typed:4222 --host 10.0.0.3 --port 9004 --grace 5"
+    typed += " --disk-reserve 0 --max-database 512MiB"
     call("run", "edge.door", *typed.split(), "--log-level", "DEBUG", **VARIABLES)
     assert told["run"] == ProcessConfig(
-        node="typed", data=Path("typed-data"), nats="nats://typed:4222", port=9004, host="10.0.0.3", grace=5
+        node="typed",
+        data=Path("typed-data"),
+        nats="nats://typed:4222",
+        port=9004,
+        host="10.0.0.3",
+        grace=5,
+        disk=DiskConfig(reserve=0),
+        max_database=512 * 1024**2,
     )
     assert told["level"] == "debug"
 

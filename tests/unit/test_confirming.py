@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from forebay import freeing
 from forebay.confirming import GRACE, SHED_GRACE, Confirming
 from forebay.errors import LinkError
 from forebay.event import Event
@@ -119,7 +120,7 @@ async def test_rows_go_once_every_needed_consumer_has_said_it_twice_a_grace_apar
     assert await node.ask(after=GRACE - 1) == 0
     assert await node.ask(after=1) == 2
     assert await node.rows() == [3]
-    assert await node.store.read(node.outbox.floor, "ledger") == f"{epoch}-2"
+    assert await node.store.read(freeing.floor, "ledger") == f"{epoch}-2"
 
 
 async def test_one_consumer_that_never_answered_keeps_everything_o1(node: Node) -> None:

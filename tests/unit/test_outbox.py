@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from forebay import freeing
 from forebay.clock import HybridClock
 from forebay.envelope import Message
 from forebay.errors import BudgetSpentError, ConfigurationError, EventTooLargeError
@@ -133,7 +134,7 @@ async def test_a_new_epoch_begins_at_the_first_write_after_an_opening_and_names_
     assert [m.message_id for m in await node.rows()] == first + second
     assert [one.rpartition("-")[2] for one in first + second] == ["1", "2", "1", "2"]
     assert [m.prev for m in await node.rows()] == [None, None, *[Place(*_place(first[1]))] * 2]
-    chain = await node.store.read(node.outbox.chain, "ledger")
+    chain = await node.store.read(freeing.chain, "ledger")
     assert [(link.epoch, link.prev) for link in chain] == [
         (_place(first[0])[0], "none"),
         (_place(second[0])[0], first[1]),
@@ -186,7 +187,7 @@ async def test_room_that_was_freed_can_be_written_again_o5(node: Node) -> None:
     with pytest.raises(BudgetSpentError):
         await node.emit(*[Measured(text="x" * 100)] * 2)
     epoch, last = _place(ids[-1])
-    assert await node.store.write(node.outbox.free, "telemetry", epoch, last - 1, limit=100) == 5
+    assert (await node.store.write(freeing.free, "telemetry", epoch, last - 1, limit=100)).events == 5
     await node.emit(*[Measured(text="x" * 100)] * 2)
     assert [m.place.sequence for m in await node.rows("telemetry") if m.place] == [6, 7, 8]
 
@@ -252,12 +253,12 @@ async def test_the_oldest_come_first_and_at_least_one_whatever_its_size(node: No
 async def test_freeing_raises_the_floor_and_keeps_the_books_o1(node: Node) -> None:
     ids = await node.emit(*[Sold(basket=str(n)) for n in range(5)])
     epoch, _ = _place(ids[0])
-    assert await node.store.read(node.outbox.floor, "ledger") is None
-    assert await node.store.write(node.outbox.free, "ledger", epoch, 4, limit=3) == 3
-    assert await node.store.read(node.outbox.floor, "ledger") == ids[2]
-    assert await node.store.write(node.outbox.free, "ledger", epoch, 4, limit=3) == 1
-    assert await node.store.write(node.outbox.free, "ledger", epoch, 4, limit=3) == 0
-    assert await node.store.read(node.outbox.floor, "ledger") == ids[3]
+    assert await node.store.read(freeing.floor, "ledger") is None
+    assert (await node.store.write(freeing.free, "ledger", epoch, 4, limit=3)).events == 3
+    assert await node.store.read(freeing.floor, "ledger") == ids[2]
+    assert (await node.store.write(freeing.free, "ledger", epoch, 4, limit=3)).events == 1
+    assert (await node.store.write(freeing.free, "ledger", epoch, 4, limit=3)).events == 0
+    assert await node.store.read(freeing.floor, "ledger") == ids[3]
     assert (await node.books())[1:] == (5, 4)
     assert [m.message_id for m in await node.rows()] == ids[4:]
 
@@ -266,13 +267,13 @@ async def test_the_chain_reaches_down_to_the_oldest_epoch_with_rows_o2(node: Nod
     old = await node.emit(Sold(basket="1"))
     await node.reopen()
     new = await node.emit(Sold(basket="2"))
-    ends = await node.store.read(node.outbox.ends, "ledger")
-    assert [str(end) for end in ends] == [*old, *new]
-    await node.store.write(node.outbox.free, "ledger", _place(old[0])[0], 1, limit=9)
-    assert [link.prev for link in await node.store.read(node.outbox.chain, "ledger")] == old
-    await node.store.write(node.outbox.free, "ledger", _place(new[0])[0], 1, limit=9)
-    assert [link.prev for link in await node.store.read(node.outbox.chain, "ledger")] == old
-    assert await node.store.read(node.outbox.ends, "ledger") == []
+    epochs = await node.store.read(freeing.standing, "ledger")
+    assert [f"{each.epoch}-{each.last}" for each in epochs] == [*old, *new]
+    await node.store.write(freeing.free, "ledger", _place(old[0])[0], 1, limit=9)
+    assert [link.prev for link in await node.store.read(freeing.chain, "ledger")] == old
+    await node.store.write(freeing.free, "ledger", _place(new[0])[0], 1, limit=9)
+    assert [link.prev for link in await node.store.read(freeing.chain, "ledger")] == old
+    assert await node.store.read(freeing.standing, "ledger") == []
 
 
 async def test_a_newer_list_of_consumers_is_kept_and_an_older_one_changes_nothing_s3(node: Node) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from forebay.identity import Place
-from forebay.protocol.inbox import EpochState, OriginInbox, Verdict
+from forebay.protocol.inbox import Due, EpochState, OriginInbox, Step, Verdict
 from forebay.sequences import SequenceSet
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
@@ -34,7 +34,7 @@ def test_a_place_above_a_hole_is_held_until_the_hole_is_repaired_b3() -> None:
     inbox.hold(Place(A, 4))
     assert inbox.due() is None
     inbox.settle(Place(A, 3))
-    assert inbox.due() == Place(A, 4)
+    assert inbox.due() == Step(Due.HELD, A, 4, 4)
     inbox.settle(Place(A, 4))
     assert inbox.due() is None
 
@@ -44,7 +44,7 @@ def test_an_epoch_waits_for_the_place_that_it_names_i5_b3() -> None:
     assert inbox.judge(Place(B, 1), Place(A, 3), "ledger") is Verdict.HOLD
     inbox.hold(Place(B, 1))
     inbox.settle(Place(A, 3))
-    assert inbox.due() == Place(B, 1)
+    assert inbox.due() == Step(Due.HELD, B, 1, 1)
 
 
 def test_an_epoch_whose_predecessor_was_never_seen_waits_b3() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from forebay.errors import ConfigurationError, StoreError
+from forebay.transaction import Transaction
+
+T = TypeVar("T")
 
 DATA = "Folder of the databases, as `forebay up` and `forebay run` have it."
 """What the option ``--data`` means to the commands that read."""
@@ -32,6 +35,30 @@ class Found(NamedTuple):
         try:
             database = Database(connection)
             return list(database.query(sql, params)) if database["forebay_origin"].exists() else []
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.path} cannot be read: {error}", hint="is it a service's database?") from error
+        finally:
+            connection.close()
+
+    @property
+    def reads(self) -> bool:
+        """Whether its service has ever read a stream."""
+        return bool(self.rows("select 1 from forebay_position limit 1"))
+
+    def read(self, query: Callable[[Transaction], T]) -> T | None:
+        """Run a query function of the engine on a read-only connection; None where the tables are not there yet.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        from forebay.sqlite.transaction import SqliteTransaction
+
+        connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        connection.row_factory = sqlite3.Row
+        try:
+            if not connection.execute("select 1 from sqlite_master where name = 'forebay_gap'").fetchone():
+                return None
+            return query(SqliteTransaction(connection, "reading", writes=False))
         except sqlite3.DatabaseError as error:
             raise StoreError(f"{self.path} cannot be read: {error}", hint="is it a service's database?") from error
         finally:

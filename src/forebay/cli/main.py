@@ -15,8 +15,14 @@ from typing import NoReturn
 import click
 from click.core import ParameterSource
 
+from forebay import crash_points
+from forebay.cli.backup import backup, restore
+from forebay.cli.consumers import consumers
+from forebay.cli.gaps import gaps
+from forebay.cli.health import health_command
 from forebay.cli.inbox import inbox
 from forebay.cli.outbox import outbox
+from forebay.cli.parked import parked
 from forebay.cli.run import run
 from forebay.cli.settings import defaults_of
 from forebay.cli.topology import DERIVED, apply, plan
@@ -46,13 +52,23 @@ def cli(context: click.Context) -> None:
         if command in (plan, apply):
             raise click.ClickException(str(error)) from error
         raise
+    _arm_crash_point()
     context.obj = project
     context.meta[DERIVED] = lambda: derived_consumers(project)
     context.default_map = {str(context.invoked_subcommand): defaults}
 
 
-for _command in (up, run, plan, apply, outbox, inbox):
+for _command in (up, run, health_command(), plan, apply, outbox, inbox, parked, gaps, consumers, backup, restore):
     cli.add_command(_command)
+
+
+def _arm_crash_point() -> None:
+    """Let a test end this process where it says so."""
+    if at := os.environ.get(crash_points.VARIABLE):
+        try:
+            crash_points.arm(at)
+        except crash_points.UnknownCrashPointError as error:
+            raise ConfigurationError(str(error)) from error
 
 
 def main() -> None:

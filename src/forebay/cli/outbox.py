@@ -9,15 +9,12 @@ from typing import Any
 import click
 
 from forebay.cli.databases import DATA, databases
+from forebay.cli.lanes import in_one_line, lanes
 from forebay.cli.settings import data_option, json_option
+from forebay.cli.status import status
 from forebay.cli.table import show
 from forebay.errors import ForebayError, HeaderError
 from forebay.identity import parse_message_id
-
-_LANES = """
-    select o.lane, o.written, o.confirmed as freed, o.written - o.confirmed as on_disk, o.bytes,
-      (select e.epoch || '-' || e.last from forebay_epoch e where e.origin = o.id order by e.id desc limit 1) as last
-    from forebay_origin o where o.destination = '' order by o.id"""
 
 _EVENTS = """
     select e.epoch || '-' || r.sequence as message_id, o.lane, r.type, r.key, r.time, r.written_at, r.bytes
@@ -54,11 +51,14 @@ def outbox() -> None:
 def ls(data: Path, node: str | None, service: str | None, events: int, as_json: bool) -> None:
     """List what the outboxes hold.
 
-    For each lane: the events written, freed after confirmation, and still on disk, and the bytes that these take.
+    For each lane: the events written, freed after confirmation, dropped, withheld and still on disk, and the bytes that
+    these take; and for each consumer what is pending, missed, dropped and withheld, as it last stood.
     """
     rows: list[dict[str, Any]] = []
     for found in databases(data, node, service):
-        listed = found.rows(_EVENTS, limit=events) if events else found.rows(_LANES)
+        listed = found.rows(_EVENTS, limit=events) if events else lanes(found)
+        if not (events or as_json):
+            listed = [in_one_line(lane) for lane in listed]
         rows += [{"node": found.node, "service": found.service, **_readable(row)} for row in listed]
     show(rows, as_json=as_json, empty="no events" if events else "no outboxes")
 
@@ -86,6 +86,9 @@ def show_event(message_id: str, data: Path, as_json: bool) -> None:
             _show_one(freed, as_json=as_json)
             return
     raise ForebayError(f"no outbox in {data} knows {message_id}")
+
+
+outbox.add_command(status)
 
 
 def _show_one(event: dict[str, Any], *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import anyio
 import click
 
 from forebay.cli.settings import DEFAULT_NATS, BrokerUrls, Duration, data_option
+from forebay.cli.size import Size
 from forebay.errors import ConfigurationError
 from forebay.project import Project, load_services
 
@@ -61,6 +62,22 @@ LEVELS = ("debug", "info", "warning", "error")
     " 20 % of a lane's budget.",
 )
 @click.option(
+    "--disk-reserve",
+    type=Size(),
+    envvar="FOREBAY_DISK_RESERVE",
+    show_envvar=True,
+    help="What stays free on the disk: below it writes are answered with 507.  [default: 5 % of the disk, at least"
+    " 64MiB and at most 1GiB]",
+)
+@click.option(
+    "--max-database",
+    type=Size(),
+    envvar="FOREBAY_MAX_DATABASE",
+    show_envvar=True,
+    help="The most that one database may take.  [default: for a service that only emits, 8 times its lanes' budgets and"
+    " at least 1GiB; else no limit]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
     default="info",
@@ -79,6 +96,8 @@ def run(
     host: str,
     port: int,
     grace: float,
+    disk_reserve: int | None,
+    max_database: int | None,
     log_level: str,
 ) -> None:
     """Run services of one node in one process.
@@ -88,6 +107,7 @@ def run(
     """
     from forebay.logs import configure_logging
     from forebay.process import CORE, ProcessConfig, run_process
+    from forebay.sqlite import DiskConfig
     from forebay.supervisor import PARENT, die_with
 
     if parent := os.environ.pop(PARENT, None):
@@ -100,6 +120,15 @@ def run(
                 hint="give --node or FOREBAY_NODE, such as store-330",
             )
         node = CORE
-    config = ProcessConfig(node=node, data=data, nats=nats, host=host, port=port, grace=grace)
+    config = ProcessConfig(
+        node=node,
+        data=data,
+        nats=nats,
+        host=host,
+        port=port,
+        grace=grace,
+        disk=DiskConfig(reserve=disk_reserve),
+        max_database=max_database,
+    )
     loaded = load_services(project, services)
     anyio.run(run_process, config, project, loaded)

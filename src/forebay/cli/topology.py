@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -88,9 +89,9 @@ def plan(ctx: click.Context, url: str, config: Path | None, as_json: bool) -> No
 
     async def compare(request: Request) -> tuple[list[Change], list[str]]:
         live = await read_live(request, topology)
-        return diff(topology, live), notes(topology, live)
+        return diff(topology, live, int(time.time())), notes(topology, live)
 
-    changes, remarks = _run(url, compare)
+    changes, remarks = run_requests(url, compare)
     if as_json:
         _print_json(changes=changes, notes=remarks)
     else:
@@ -117,7 +118,7 @@ def apply(ctx: click.Context, url: str, config: Path | None, as_json: bool) -> N
         except RefusedChangesError as error:
             return [], error.changes
 
-    done, refused = _run(url, bring)
+    done, refused = run_requests(url, bring)
     if as_json:
         _print_json(applied=done, refused=refused)
     elif refused:
@@ -169,7 +170,9 @@ def _topology(ctx: click.Context, config: Path | None) -> Topology:
         _fail(str(error))
 
 
-def _run(url: str, work: Callable[[Request], Coroutine[Any, Any, T]]) -> T:
+def run_requests(url: str, work: Callable[[Request], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine function that gets a way to send requests to the broker; its errors are told in one line."""
+
     async def connected() -> T:
         async with requests(url) as request:
             return await work(request)

@@ -133,6 +133,11 @@ class Connection:
         """Whether the broker can be used now."""
         return self._client is not None and bool(self._client.is_connected)
 
+    @property
+    def max_payload(self) -> int | None:
+        """Bytes of a message, headers included, that the server takes; None without a connection."""
+        return int(self._client.max_payload) if self._client is not None else None
+
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of losses and violations until ``unwatch``."""
         self._watchers[watcher] = None

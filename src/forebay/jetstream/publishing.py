@@ -16,7 +16,7 @@ import anyio
 import msgspec
 
 from forebay.errors import LinkError, NotPermittedError, PublishRefusedError
-from forebay.jetstream.connection import Connection, Incoming, Subscription
+from forebay.jetstream.connection import MESSAGE_TOO_LARGE, Connection, Incoming, Subscription
 from forebay.jetstream.replies import Replies
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,12 @@ BATCH_ATTEMPTS = 4
 
 PUBLISH_TIMEOUT = 5.0
 """Seconds for an acknowledgement."""
+
+BATCH_HEADERS = 128
+"""Bytes of the headers that a message has more in a batch."""
+
+OF_ITSELF = frozenset({10054, 10097})
+"""Codes that concern a message whatever the others meet: its size, the size of its headers."""
 
 _WRONG_STREAM, _IN_FLIGHT, _NO_BATCHES, _BATCH_INCOMPLETE, _TOO_MANY_BATCHES = 10060, 10158, 10174, 10176, 10199
 
@@ -120,12 +126,12 @@ class Publisher:
         Args:
             connection: the process's connection.
             stream: the stream that every message names as the expected one.
-            timeout: seconds for each acknowledgement.
+            timeout: seconds for each acknowledgement; whoever publishes over a thin link sets it for each call.
             window: single messages that may await their acknowledgement at a time, over all calls.
         """
         self._connection = connection
         self._stream = stream
-        self._timeout = timeout
+        self.timeout = timeout
         self._slots = asyncio.Semaphore(window)
         self._replies = Replies(connection.config.inbox_prefix)
         self._subscription: Subscription | None = None
@@ -136,6 +142,11 @@ class Publisher:
     def pending(self) -> int:
         """Acknowledgements that are awaited now."""
         return len(self._replies)
+
+    @property
+    def max_payload(self) -> int | None:
+        """Bytes of a message, headers included, that the server takes; None without a connection."""
+        return self._connection.max_payload
 
     async def start(self) -> None:
         """Begin to listen for acknowledgements."""
@@ -164,21 +175,33 @@ class Publisher:
         """Publish in order and return one outcome per message, in the same order.
 
         Nothing is raised for the broker's or the link's sake. A wall (no answer, no permission, a stream that is full
-        or another) stops the call: what comes after is ``NotSent``. Messages refused for themselves do not.
+        or another) stops the call: what comes after is ``NotSent``. Messages refused for themselves do not. One that is
+        larger than the server takes is refused here: the server would close the connection for it.
 
         Args:
             messages: any number; more than 1,000 go as several batches, one after the other.
             atomic: use atomic batches where the stream allows them.
         """
+        limit = self.max_payload
         outcomes: list[Outcome] = []
         for start in range(0, len(messages), MAX_BATCH):
             chunk = messages[start : start + MAX_BATCH]
+            sizes = [self.wire_bytes(message) for message in chunk]
+            fits = [limit is None or size <= limit for size in sizes]
+            fitting = [message for message, fit in zip(chunk, fits, strict=True) if fit]
+            largest = max((size for size, fit in zip(sizes, fits, strict=True) if fit), default=0)
+            roomy = limit is None or largest + BATCH_HEADERS <= limit
             if any(map(_is_wall, outcomes[-MAX_BATCH:])):
-                outcomes += [NotSent("an earlier message was not stored")] * len(chunk)
-            elif atomic and len(chunk) > 1 and self._no_batches_in != self._connection.generation:
-                outcomes += await self._batch(chunk)
+                found: list[Outcome] = [NotSent("an earlier message was not stored")] * len(fitting)
+            elif atomic and roomy and len(fitting) > 1 and self._no_batches_in != self._connection.generation:
+                found = await self._batch(fitting)
             else:
-                outcomes += await self._singles(chunk)
+                found = await self._singles(fitting)
+            answers = iter(found)
+            outcomes += [
+                next(answers) if fit else Refused(MESSAGE_TOO_LARGE, f"{size} bytes, and the server takes {limit}")
+                for size, fit in zip(sizes, fits, strict=True)
+            ]
         return outcomes
 
     async def _batch(self, messages: Sequence[Outgoing]) -> list[Outcome]:
@@ -198,7 +221,7 @@ class Publisher:
     async def _try_batch(self, messages: Sequence[Outgoing]) -> list[Outcome] | _Next:
         batch, count = secrets.token_hex(16), len(messages)
         generation = self._connection.generation
-        begun_reply, begun = self._replies.expect((messages[0].subject,), self._timeout)
+        begun_reply, begun = self._replies.expect((messages[0].subject,), self.timeout)
         commit_reply = ""
         try:
             for number, message in enumerate(messages, 1):
@@ -208,7 +231,7 @@ class Publisher:
                 if number == count:
                     headers["Nats-Batch-Commit"] = "1"
                     subjects = {each.subject for each in messages}
-                    reply, committed = self._replies.expect(subjects, self._timeout)
+                    reply, committed = self._replies.expect(subjects, self.timeout)
                     commit_reply = reply
                 await self._connection.publish(message.subject, message.body, headers=headers, reply=reply)
                 # Until the stream is known to take batches, one message is enough to find out.
@@ -276,7 +299,7 @@ class Publisher:
                 if wall:
                     self._slots.release()
                     break
-                reply, answer = self._replies.expect((message.subject,), self._timeout)
+                reply, answer = self._replies.expect((message.subject,), self.timeout)
                 answer.add_done_callback(partial(settled, index))
                 sent[reply] = answer
                 try:
@@ -296,6 +319,15 @@ class Publisher:
             for reply in sent:
                 self._replies.forget(reply)
         return [outcomes.get(index) or NotSent(wall) for index in range(len(messages))]
+
+    def wire_bytes(self, message: Outgoing) -> int:
+        """The size that the server holds against its limit: ``NATS/1.0``, the headers, an empty line and the body."""
+        headers = self._headers(message)
+        return (
+            12
+            + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+            + len(message.body)
+        )
 
     def _headers(self, message: Outgoing) -> dict[str, str]:
         return {**message.headers, "Nats-Expected-Stream": self._stream}

@@ -6,13 +6,11 @@ far the consumer has read that very stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from forebay.protocol.confirmation import Answer, EpochAnswer
-
-Range = tuple[int, int]
-"""First and last sequence, both included."""
+from forebay.sequences import Range, joined, without
 
 
 class Forwarded(NamedTuple):
@@ -46,28 +44,5 @@ def missed(epoch: str, forwarded: Iterable[Forwarded], answer: Answer) -> list[R
         for first, last in [(said.watermark + 1, sent.last), *said.missing, *said.wanted]:
             low, high = max(first, sent.first), min(last, sent.last)
             if low <= high:
-                found += _without((low, high), said.held)  # a held one is there already
+                found += without([(low, high)], said.held)  # a held one is there already
     return joined(found)
-
-
-def _without(whole: Range, holes: Sequence[Range]) -> list[Range]:
-    left = [whole]
-    for first, last in holes:
-        left = [
-            part
-            for low, high in left
-            for part in ((low, min(high, first - 1)), (max(low, last + 1), high))
-            if part[0] <= part[1]
-        ]
-    return left
-
-
-def joined(ranges: Iterable[Range]) -> list[Range]:
-    """Return the same places in the fewest ranges, ascending."""
-    result: list[Range] = []
-    for first, last in sorted(ranges):
-        if result and first <= result[-1][1] + 1:
-            result[-1] = (result[-1][0], max(result[-1][1], last))
-        else:
-            result.append((first, last))
-    return result

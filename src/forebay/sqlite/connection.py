@@ -23,7 +23,7 @@ MIN_BYTES = 64 * 1024
 """The least ``max_bytes`` that is not refused: a schema alone takes some pages."""
 
 _WAL_AUTOCHECKPOINT = 256  # pages
-_JOURNAL_SIZE_LIMIT = 4 * 1024 * 1024  # bytes
+JOURNAL_SIZE_LIMIT = 4 * 1024 * 1024  # bytes
 _CACHE_SIZE = -2000  # negative: KiB
 _UNUSABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY})
 
@@ -124,7 +124,9 @@ def _set_up_writer(connection: sqlite3.Connection, max_bytes: int | None) -> Non
         )
     _pragma(connection, "synchronous", "FULL")
     _pragma(connection, "wal_autocheckpoint", _WAL_AUTOCHECKPOINT)
-    _pragma(connection, "journal_size_limit", _JOURNAL_SIZE_LIMIT)
+    _pragma(connection, "journal_size_limit", JOURNAL_SIZE_LIMIT)
+    # Some builds write zeros over every page that is freed: wear, and freeing would need room on a full disk.
+    _pragma(connection, "secure_delete", "OFF")
     _pragma(connection, "foreign_keys", "ON")
     _bound_memory(connection)
     if max_bytes is not None:

@@ -11,18 +11,22 @@ _FAILED = frozenset(
     {
         sqlite3.SQLITE_AUTH,
         sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_INTERNAL,
-        sqlite3.SQLITE_INTERRUPT,
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_NOLFS,
         sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_NOTADB,
         sqlite3.SQLITE_PERM,
         sqlite3.SQLITE_PROTOCOL,
         sqlite3.SQLITE_READONLY,
     }
 )
+
+
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class DamagedError(StoreError):
+    """The file's contents are no sound database any more; opening it again salvages what can be read."""
 
 
 def primary_code(error: sqlite3.Error) -> int | None:
@@ -40,6 +44,10 @@ def mapped(error: sqlite3.Error) -> ForebayError | None:
         return StoreBusyError(f"the database is locked by another connection: {error}")
     if code == sqlite3.SQLITE_FULL:
         return StoreFullError(f"no room in the database: {error}", hint="free disk space, or raise the store's limit")
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return StoreBusyError(f"the query took too long and was interrupted: {error}")
+    if code in _DAMAGED:
+        return DamagedError(f"the database is damaged: {error}")
     if code in _FAILED:
         name = getattr(error, "sqlite_errorname", "")
         return StoreError(f"the database failed: {error} ({name})")

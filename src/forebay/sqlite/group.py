@@ -16,19 +16,24 @@ from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from forebay.errors import ConstraintError, OutcomeUnknownError, StoreBusyError, StoreError
+from forebay.crash_points import reach
+from forebay.errors import ConstraintError, OutcomeUnknownError, StoreBusyError, StoreError, StoreFullError
 from forebay.sqlite.failures import primary_code, store_error
 from forebay.sqlite.transaction import SqliteTransaction
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One unit of work on its way, and its answer: ``error`` if there is one, else ``result``."""
+    """One unit of work on its way, and its answer: ``error`` if there is one, else ``result``.
+
+    One that ``reclaims`` gives room back, and runs on a full disk too.
+    """
 
     unit: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     future: asyncio.Future[Any]
+    reclaims: bool = False
     started: bool = False
     result: Any = None
     error: Exception | None = None
@@ -90,15 +95,18 @@ class Group:
         except sqlite3.Error as error:
             _fail(batch, partial(store_error, error, "BEGIN"), error)
             return
+        reach("write.begun")
         for work in batch:
             if not work.abandoned and not self._keep(work):
                 self._batches.appendleft([other for other in batch if other is not work])
                 return
+        reach("write.committing")
         try:
             self.connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._commit_failed(batch, error, verdict)
         else:
+            reach("write.committed")
             verdict.committed |= any(work.started and work.error is None for work in batch)
 
     def _keep(self, work: Work) -> bool:
@@ -112,6 +120,7 @@ class Group:
         if work.error is not None:
             self.connection.execute("ROLLBACK TO unit")
         self.connection.execute("RELEASE unit")
+        reach("write.unit-kept")
         return True
 
     def _commit_failed(self, batch: list[Work], error: sqlite3.Error, verdict: Verdict) -> None:
@@ -126,6 +135,12 @@ class Group:
             else:
                 # SQLite does not tell which unit left the violation: only alone does it show.
                 self._batches.extendleft([work] for work in reversed(batch))
+            return
+        if code == sqlite3.SQLITE_FULL:
+            # The frame that would have made it count was not written: the log is written in order, that frame last.
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            _fail(batch, lambda: StoreFullError(f"no room for the transaction: {error}"), error)
             return
         verdict.broken = error
         _fail(batch, lambda: OutcomeUnknownError(f"COMMIT failed: {error}", hint="read back before repeating"), error)

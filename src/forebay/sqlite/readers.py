@@ -10,7 +10,7 @@ from threading import Condition
 from typing import Any
 
 from forebay.errors import StoreBusyError, StoreClosedError
-from forebay.sqlite.failures import store_error
+from forebay.sqlite.failures import DamagedError, store_error
 from forebay.sqlite.transaction import SqliteTransaction
 
 WAIT = 5.0
@@ -22,16 +22,20 @@ class Readers:
 
     While it is paused new queries wait: after an uncertain COMMIT the log may hold rows that are not durable, and
     whoever read them would act on what a power cut can still take away.
+
+    Attributes:
+        on_damage: called when a query finds the file damaged.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
         self._idle: list[sqlite3.Connection] = []
-        self._busy: set[sqlite3.Connection] = set()
+        self._busy: dict[sqlite3.Connection, SqliteTransaction | None] = {}
         self._running = 0
         self._paused = False
         self._closed = False
         self._changed = Condition()
+        self.on_damage: Callable[[DamagedError], None] = lambda _: None
 
     def run(self, query: Callable[..., Any], opening: Callable[[], str], args: Any, kwargs: Any) -> Any:
         """Run ``query(transaction, *args, **kwargs)`` on a snapshot and return its result.
@@ -44,13 +48,15 @@ class Readers:
                 connection.execute("BEGIN")
             except sqlite3.Error as error:
                 raise store_error(error, "BEGIN") from error
-            transaction = SqliteTransaction(connection, opening(), writes=False)
+            transaction = self._busy[connection] = SqliteTransaction(connection, opening(), writes=False)
             try:
                 return query(transaction, *args, **kwargs)
             except StopIteration as error:
                 raise RuntimeError("the query raised StopIteration") from error
             finally:
                 transaction.end()
+                if isinstance(transaction.failure, DamagedError):
+                    self.on_damage(transaction.failure)
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
 
@@ -63,7 +69,9 @@ class Readers:
         with self._changed:
             self._paused = True
             if not self._changed.wait_for(lambda: not self._running, grace):
-                for connection in self._busy:
+                for connection, transaction in self._busy.items():
+                    if transaction is not None:  # its next statement fails too, not the one under way alone
+                        transaction.failure = StoreBusyError("the query took too long and was interrupted")
                     connection.interrupt()
                 self._changed.wait_for(lambda: not self._running, WAIT)
             while self._idle:
@@ -98,13 +106,13 @@ class Readers:
             if connection is None:
                 connection = self._connect()
             with self._changed:
-                self._busy.add(connection)
+                self._busy[connection] = None
             yield connection
         finally:
             with self._changed:
                 self._running -= 1
                 if connection is not None:
-                    self._busy.discard(connection)
+                    self._busy.pop(connection, None)
                     if self._paused or connection.in_transaction:
                         connection.close()
                     else:

@@ -70,6 +70,11 @@ class SqliteTransaction:
         except sqlite3.Error as error:
             self._raise(error)
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection below, for the store's own work."""
+        return self._connection
+
     def end(self) -> None:
         """Refuse every further statement: the unit of work has returned."""
         self._over = True
@@ -88,6 +93,8 @@ class SqliteTransaction:
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
         known = mapped(error)
+        if self.failure is not None and primary_code(error) == sqlite3.SQLITE_INTERRUPT:
+            raise self.failure from error
         if not self._writes and primary_code(error) == sqlite3.SQLITE_READONLY:
             known = None  # a query that writes is wrong, the database is not
         if isinstance(known, StoreError):

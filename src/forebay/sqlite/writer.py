@@ -12,10 +12,15 @@ from threading import Lock, Thread
 from typing import Any
 from uuid import uuid4
 
-from forebay.errors import OutcomeUnknownError, StoreClosedError, StoreError
+from forebay.crash_points import reach
+from forebay.errors import OutcomeUnknownError, StoreClosedError, StoreError, StoreFullError
 from forebay.sqlite.connection import truncate_log
-from forebay.sqlite.group import Group, Work
+from forebay.sqlite.disk import Disk
+from forebay.sqlite.failures import DamagedError, mapped
+from forebay.sqlite.group import Group, Verdict, Work
+from forebay.sqlite.log import Log
 from forebay.sqlite.readers import Readers
+from forebay.sqlite.vacuum import KEPT, give_back
 
 GROUP_LIMIT = 64
 """Units of work that share one COMMIT at most."""
@@ -35,6 +40,10 @@ class Writer:
     After an uncertain COMMIT (rule O6) it closes every connection and opens anew, so that SQLite reads the log
     from disk, and writes again only once the log is checkpointed; each submitted unit begins another attempt.
 
+    On a full disk it gives the ballast up, moves the log into the database and goes on with the units that reclaim
+    room; all others are refused until the ballast is back. Between groups it keeps the log short and, while nothing
+    waits, gives free pages back to the disk.
+
     Attributes:
         opening: names the current opening of the database (32 hex digits).
         uncertain: whether the database has to be reopened before anything is read or written.
@@ -46,6 +55,9 @@ class Writer:
         create: Callable[[], sqlite3.Connection],
         reopen: Callable[[], sqlite3.Connection],
         readers: Readers,
+        disk: Disk,
+        log: Log,
+        on_damage: Callable[[DamagedError], None],
     ) -> None:
         """Make a writer for the running event loop; nothing happens before ``start``.
 
@@ -53,10 +65,17 @@ class Writer:
             create: opens the writing connection with the schema up to date; called once, on the writer's thread.
             reopen: opens it anew, without creating anything.
             readers: closed before a reopening, and at the end.
+            disk: what is known of the disk below the database.
+            log: the database's write-ahead log.
+            on_damage: called, on the writer's thread, when the file turns out to be damaged.
         """
         self._create = create
         self._open_again = reopen
         self._readers = readers
+        self._disk = disk
+        self._log = log
+        self._on_damage = on_damage
+        self._untidy = True
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._lock = Lock()
@@ -115,6 +134,7 @@ class Writer:
         try:
             try:
                 self._connection = self._create()
+                self._prepare_log()
                 self.opening = uuid4().hex
             except Exception as error:  # noqa: BLE001 - raised by start()
                 self._call(_resolve, opened, error)
@@ -122,6 +142,8 @@ class Writer:
             self._call(_resolve, opened, None)
             while works := self._take():
                 self._commit(works)
+                while self._untidy and self._queue.empty():
+                    self._tidy()
         finally:
             self._end(works)
 
@@ -149,19 +171,90 @@ class Writer:
                     work.fail(_not_reopened(error))
                 self._answer(works)
                 return
-        assert self._connection is not None  # noqa: S101
-        verdict = Group(self._connection, self.opening).run(works)
+        works = self._admitted(works)
+        if not works:
+            return
+        verdict = self._run_group(works)
         if verdict.broken is not None:
             self.uncertain = True
             logger.error("store.commit_failed", extra={"error": str(verdict.broken), "units": len(works)})
         self._answer(works, committed=verdict.committed)
+        reach("write.answered")
+        if not self.uncertain and self._connection is not None:
+            self._log.bound(self._connection)
         if self.uncertain:
             try:
                 self._reopen()
             except StoreError as error:
                 logger.error("store.reopen_failed", extra={"error": str(error)})  # noqa: TRY400 - tried again
 
+    def _admitted(self, works: list[Work]) -> list[Work]:
+        """Refuse what may not be written now, and return the rest."""
+        assert self._connection is not None  # noqa: S101
+        stands = self._log.refusal(self._connection)
+        full = self._disk.refusal()
+        if stands is None and full is None:
+            return works
+        admitted, refused = [], []
+        for work in works:
+            error = stands or (None if work.reclaims else full)
+            if error is None:
+                admitted.append(work)
+            else:
+                work.fail(type(error)(error.args[0], hint=error.hint))
+                refused.append(work)
+        self._answer(refused)
+        return admitted
+
+    def _run_group(self, works: list[Work]) -> Verdict:
+        """Run a group; what reclaims room runs again once the ballast has made some."""
+        assert self._connection is not None  # noqa: S101
+        verdict = Group(self._connection, self.opening).run(works)
+        self._untidy = True
+        if any(isinstance(work.error, StoreFullError) for work in works) and self._disk.filled():
+            self._log.restart(self._connection)
+            again = [work for work in works if work.reclaims and isinstance(work.error, StoreFullError)]
+            if again and verdict.broken is None:
+                second = Group(self._connection, self.opening).run(again)
+                verdict = Verdict(verdict.committed or second.committed, second.broken)
+        for work in works:
+            if isinstance(work.error, DamagedError):
+                self._on_damage(work.error)
+        return verdict
+
+    def _tidy(self) -> None:
+        """Give some free pages back to the disk."""
+        self._untidy = False
+        if self._connection is None or self.uncertain:
+            return
+        try:
+            self._untidy = give_back(self._connection, keep=0 if self._disk.full else KEPT)
+            if self._disk.full and not self._untidy:
+                self._log.restart(self._connection)  # only then the file becomes shorter
+        except sqlite3.Error as error:
+            if isinstance(known := mapped(error), DamagedError):
+                self._on_damage(known)
+            elif isinstance(known, StoreFullError):
+                self._disk.filled()
+            else:
+                logger.warning("store.checkpoint_failed", extra={"error": str(error)})
+
     def _reopen(self) -> None:
+        """Close all connections and open the database anew; where the disk is full, once more without the ballast.
+
+        Raises:
+            StoreError: a query does not end, or the database cannot be opened or checkpointed.
+        """
+        try:
+            self._reopen_once()
+        except StoreError as error:
+            if isinstance(error, DamagedError):
+                self._on_damage(error)
+            if self._disk.full or not self._disk.filled():
+                raise
+            self._reopen_once()
+
+    def _reopen_once(self) -> None:
         """Close all connections and open the database anew.
 
         Raises:
@@ -177,12 +270,17 @@ class Writer:
             connection.close()
             raise
         self._connection = connection
+        self._prepare_log()
         self.opening = uuid4().hex
         self.uncertain = False
         self._readers.resume()
         logger.warning("store.reopened", extra={"opening": self.opening})
         # What was uncertain may be there after all, and nobody was told.
         self._answer([], committed=True)
+
+    def _prepare_log(self) -> None:
+        if self._disk.has_ballast:
+            self._log.allocate()
 
     def _close_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -55,8 +56,8 @@ async def read_live(request: Request, topology: Topology) -> Live:
     live = Live()
     for name in topology.streams:
         try:
-            live.streams[name] = (await _call(request, f"STREAM.INFO.{name}"))["config"]
-            live.durables[name] = await _durables(request, name)
+            live.streams[name] = (await call(request, f"STREAM.INFO.{name}"))["config"]
+            live.durables[name] = await durables_of(request, name)
         except _ApiError as error:
             if error.code != _NOT_FOUND:
                 raise
@@ -66,7 +67,7 @@ async def read_live(request: Request, topology: Topology) -> Live:
 
 async def plan_topology(request: Request, topology: Topology) -> list[Change]:
     """List what has to change on the server. Changes nothing; raises as ``read_live`` does."""
-    return diff(topology, await read_live(request, topology))
+    return diff(topology, await read_live(request, topology), int(time.time()))
 
 
 async def apply_topology(request: Request, topology: Topology) -> list[Change]:
@@ -91,7 +92,7 @@ async def apply_topology(request: Request, topology: Topology) -> list[Change]:
     done: list[Change] = []
     for _ in range(ROUNDS):
         live = await read_live(request, topology)
-        changes = diff(topology, live)
+        changes = diff(topology, live, int(time.time()))
         if not changes:
             return done
         if impossible := refused(changes):
@@ -121,21 +122,22 @@ async def _change(request: Request, live: Live, group: list[Change]) -> None:
     result = applied(live, group)
     if not durable:
         verb = "CREATE" if creates else "UPDATE"
-        await _call(request, f"STREAM.{verb}.{stream}", result.streams[stream])
+        await call(request, f"STREAM.{verb}.{stream}", result.streams[stream])
         return
     body = {
         "stream_name": stream,
         "config": result.durables[stream][durable],
         "action": "create" if creates else "update",
     }
-    await _call(request, f"CONSUMER.CREATE.{stream}.{durable}", body)
+    await call(request, f"CONSUMER.CREATE.{stream}.{durable}", body)
 
 
-async def _durables(request: Request, stream: str) -> dict[str, Config]:
+async def durables_of(request: Request, stream: str) -> dict[str, Config]:
+    """Return a stream's durables by name, each with its configuration; raises as ``read_live`` does."""
     found: dict[str, Config] = {}
     offset = 0
     while True:
-        page = await _call(request, f"CONSUMER.LIST.{stream}", {"offset": offset})
+        page = await call(request, f"CONSUMER.LIST.{stream}", {"offset": offset})
         consumers = page.get("consumers") or []
         found |= {one["name"]: one["config"] for one in consumers if one["config"].get("durable_name")}
         offset += len(consumers)
@@ -143,7 +145,8 @@ async def _durables(request: Request, stream: str) -> dict[str, Config]:
             return found
 
 
-async def _call(request: Request, endpoint: str, body: Any = None) -> Config:
+async def call(request: Request, endpoint: str, body: Any = None) -> Config:
+    """Call JetStream's API, such as ``STREAM.INFO.EVENTS``, and return its answer; raises as ``read_live`` does."""
     subject = f"$JS.API.{endpoint}"
     content = await request(subject, b"" if body is None else msgspec.json.encode(body))
     try:

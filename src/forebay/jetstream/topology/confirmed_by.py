@@ -20,11 +20,14 @@ def parse(text: str | None) -> ConfirmedBy | None:
         return None
 
 
-def merged(known: Iterable[ConfirmedBy | None], wanted: Mapping[str, Iterable[str]]) -> ConfirmedBy | None:
+def merged(
+    known: Iterable[ConfirmedBy | None], wanted: Mapping[str, Iterable[str]], first_version: int = 1
+) -> ConfirmedBy | None:
     """Join what is known (the live list, one that a file carries) with the consumers that are wanted.
 
     Names are added, or their services changed, never removed: an event would be freed before a consumer that still
-    needs it has it. The version goes on from the highest known and is raised by one when the consumers change.
+    needs it has it. The version goes on from the highest known and is raised by one when the consumers change; where
+    nothing is known it is ``first_version``.
 
     Returns:
         None when there is nothing to list: an empty list frees nothing, so it need not exist.
@@ -37,7 +40,7 @@ def merged(known: Iterable[ConfirmedBy | None], wanted: Mapping[str, Iterable[st
     if not consumers:
         return None
     if not versions:
-        return ConfirmedBy(1, consumers)
+        return ConfirmedBy(first_version, consumers)
     highest = versions[-1]
     same = consumers == {name: sorted(services) for name, services in highest.consumers.items()}
     return ConfirmedBy(highest.version if same else highest.version + 1, consumers)

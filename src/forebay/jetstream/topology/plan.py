@@ -91,11 +91,16 @@ _FIXED_DURABLE = frozenset(
 )
 
 
-def diff(topology: Topology, live: Live) -> list[Change]:
-    """List what has to change so that ``live`` becomes ``topology``; empty when there is nothing to do."""
+def diff(topology: Topology, live: Live, first_version: int = 1) -> list[Change]:
+    """List what has to change so that ``live`` becomes ``topology``; empty when there is nothing to do.
+
+    ``first_version`` is that of the list of consumers of a stream that has none yet. Nodes ignore a version below the
+    highest that they have seen (S3), so that of a stream made anew must be above those of the one in whose place it is:
+    apply takes the seconds since 1970.
+    """
     changes: list[Change] = []
     for name, stream in topology.streams.items():
-        changes += _stream_changes(topology, stream, live.streams.get(name))
+        changes += _stream_changes(topology, stream, live.streams.get(name), first_version)
         durables = live.durables.get(name, {})
         for wanted in topology.durables(name):
             changes += _durable_changes(name, wanted, durables.get(wanted["durable_name"]))
@@ -152,11 +157,11 @@ def notes(topology: Topology, live: Live) -> list[str]:
     return found
 
 
-def _stream_changes(topology: Topology, stream: StreamSpec, live: Config | None) -> list[Change]:
+def _stream_changes(topology: Topology, stream: StreamSpec, live: Config | None, first_version: int) -> list[Change]:
     metadata = dict(stream.config.get("metadata") or {})
     live_metadata = (live or {}).get("metadata") or {}
     known = confirmed_by.parse(live_metadata.get(confirmed_by.KEY))
-    listed = confirmed_by.merged([known, stream.carried], topology.confirming(stream.name))
+    listed = confirmed_by.merged([known, stream.carried], topology.confirming(stream.name), first_version)
     metadata.pop(confirmed_by.KEY, None)
     if listed is not None and (live is None or listed != known):
         metadata[confirmed_by.KEY] = listed.encode()

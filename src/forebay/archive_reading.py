@@ -1,0 +1,196 @@
+"""Reading from the archive and answering for it: ``archive.read`` and ``archive.epochs`` (rule C5)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+
+from forebay.consumer import Consumer, positions_of
+from forebay.delivery import ReadArchive
+from forebay.errors import ForebayError, LinkError
+from forebay.identity import PARTITIONS, Origin, partition_of
+from forebay.inbox import held_between
+from forebay.jetstream.connection import Connection, Incoming
+from forebay.jetstream.streams import StreamState, stream_state
+from forebay.jetstream.topology.confirmed_by import KEY, parse
+from forebay.protocol.archive import (
+    EPOCHS_SUBJECT,
+    PAGE,
+    SUBJECT,
+    ArchiveAnswer,
+    ArchivedEpoch,
+    ArchivedMessage,
+    ArchiveQuestion,
+    EpochsAnswer,
+    EpochsQuestion,
+)
+from forebay.transaction import Transaction
+from forebay.unit_of_work import UnitStore
+
+logger = logging.getLogger(__name__)
+
+ARCHIVE = "archive"
+"""The consumer that keeps every event: the one of this name in the stream's list (S3)."""
+
+TIMEOUT = 5.0
+"""Seconds for one page."""
+
+PAGE_BYTES = 384 * 1024
+"""Bytes of the bodies of one answer, at most, or one event: base64 must stay below a broker's 1 MiB."""
+
+
+class ArchiveReader:
+    """Asks the archive for events that a consumer lacks."""
+
+    def __init__(self, connection: Connection, consumer: str, stream: str = "EVENTS") -> None:
+        self._connection = connection
+        self._consumer = consumer
+        self._stream = stream
+
+    async def events(
+        self, origin: Origin, epoch: str, first: int, last: int, *, upto: int
+    ) -> AsyncIterator[list[ArchivedMessage]]:
+        """Yield what the archive has of a range, ascending, a page at a time; nothing where there is no archive.
+
+        Args:
+            origin: whose events they are.
+            epoch: their epoch.
+            first: the lowest sequence.
+            last: the highest.
+            upto: the stream sequence up to which the archive must be complete to be believed about what it lacks; 0
+                where nothing is concluded from that.
+
+        Raises:
+            LinkError: the archive did not answer, or is not that far yet.
+        """
+        state = await stream_state(self._connection, self._stream)
+        if not self._is_listed(state):
+            return
+        while first <= last:
+            question = ArchiveQuestion(node=origin.node, service=origin.service, epoch=epoch, first=first, last=last)
+            reply = await self._connection.request(SUBJECT, msgspec.json.encode(question), timeout=TIMEOUT)
+            try:
+                answer = msgspec.json.decode(reply.body, type=ArchiveAnswer)
+            except msgspec.DecodeError as error:
+                raise LinkError(f"the archive's answer cannot be read: {error}") from error
+            if upto and (answer.incarnation != state.created or answer.complete_to < upto):
+                raise LinkError(f"the archive has read to {answer.complete_to}, not to {upto} of this stream")
+            if answer.events:
+                yield answer.events
+            if not answer.more or not answer.events:
+                return
+            first = answer.events[-1].sequence + 1
+
+    async def epochs(self) -> AsyncIterator[list[ArchivedEpoch]]:
+        """Yield the epochs that the archive has, a page at a time; raises as ``events`` does."""
+        after: tuple[str, str, str] | None = None
+        while True:
+            question = msgspec.json.encode(EpochsQuestion(after=after))
+            reply = await self._connection.request(EPOCHS_SUBJECT, question, timeout=TIMEOUT)
+            try:
+                answer = msgspec.json.decode(reply.body, type=EpochsAnswer)
+            except msgspec.DecodeError as error:
+                raise LinkError(f"the archive's answer cannot be read: {error}") from error
+            if answer.epochs:
+                yield answer.epochs
+            if not answer.more or not answer.epochs:
+                return
+            last = answer.epochs[-1]
+            after = (last.node, last.service, last.epoch)
+
+    async def is_there(self) -> bool:
+        """Whether there is an archive beside this consumer; raises as ``events`` does."""
+        return self._is_listed(await stream_state(self._connection, self._stream))
+
+    def _is_listed(self, state: StreamState) -> bool:
+        known = parse(state.metadata.get(KEY))
+        return self._consumer != ARCHIVE and known is not None and ARCHIVE in known.consumers
+
+
+class ArchiveAnswering:
+    """Answers ``archive.read`` for the service that keeps every event. Start it with ``run``."""
+
+    def __init__(self, consumer: Consumer, store: UnitStore, connection: Connection, read: ReadArchive) -> None:
+        self._consumer = consumer
+        self._store = store
+        self._connection = connection
+        self._read = read
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Answer until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            subscribe = self._connection.subscribe
+            subscriptions = [
+                await subscribe(SUBJECT, partial(self._start, tasks, self._events)),
+                await subscribe(EPOCHS_SUBJECT, partial(self._start, tasks, self._epochs)),
+            ]
+            task_status.started()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.move_on_after(1, shield=True):
+                    for subscription in subscriptions:
+                        await subscription.unsubscribe()
+
+    def _start(self, tasks: TaskGroup, answer: Callable[[Incoming], Awaitable[object]], request: Incoming) -> None:
+        if request.reply and self._consumer.reading:
+            tasks.start_soon(self._reply, answer, request)
+
+    async def _reply(self, answer: Callable[[Incoming], Awaitable[object]], request: Incoming) -> None:
+        try:
+            await self._connection.publish(request.reply, msgspec.json.encode(await answer(request)))
+        except (ForebayError, msgspec.DecodeError) as error:  # the consumer asks again
+            logger.warning("archive.unanswered", extra={"reason": str(error)})
+
+    async def _epochs(self, request: Incoming) -> EpochsAnswer:
+        question = msgspec.json.decode(request.body, type=EpochsQuestion)
+        return await self._store.read(_epochs_after, question.after or ("", "", ""))
+
+    async def _events(self, request: Incoming) -> ArchiveAnswer:
+        question = msgspec.json.decode(request.body, type=ArchiveQuestion)
+        state = await stream_state(self._connection, self._consumer.stream)
+        partition = partition_of(question.node, PARTITIONS)
+        at_end = self._consumer.incarnation == state.created and await self._consumer.at_end(partition)
+        answer = await self._store.read(self._page, question, partition, state.created)
+        return msgspec.structs.replace(answer, complete_to=state.last) if at_end else answer
+
+    def _page(self, tx: Transaction, question: ArchiveQuestion, partition: int, incarnation: str) -> ArchiveAnswer:
+        limit = min(question.limit, PAGE)
+        # What waits for a hole in the archive's own inbox is not archived yet, and is here all the same.
+        held = held_between(tx, question.node, question.service, question.epoch, question.first, question.last, limit)
+        kept = self._read(tx, msgspec.structs.replace(question, limit=limit))
+        found = sorted([*kept, *held], key=lambda each: each[0])
+        events: list[ArchivedMessage] = []
+        size = 0
+        for sequence, delivery in found:
+            size += len(delivery.body)
+            if events and (size > PAGE_BYTES or len(events) == limit):
+                break
+            events.append(
+                ArchivedMessage(sequence, delivery.subject, dict(delivery.headers), delivery.body, delivery.stored_at)
+            )
+        position = positions_of(tx, self._consumer.stream).get(partition)
+        return ArchiveAnswer(
+            incarnation=incarnation,
+            complete_to=position.sequence if position and position.incarnation == incarnation else 0,
+            events=events,
+            more=len(events) < len(found) or len(found) >= limit,
+        )
+
+
+def _epochs_after(tx: Transaction, after: tuple[str, str, str]) -> EpochsAnswer:
+    rows = tx.execute(
+        "select node, service, lane, epoch, watermark from forebay_inbox"
+        " where (node, service, epoch) > (:node, :service, :epoch) order by node, service, epoch limit :limit",
+        node=after[0],
+        service=after[1],
+        epoch=after[2],
+        limit=PAGE + 1,
+    )
+    epochs = [ArchivedEpoch(*(row[name] for name in ArchivedEpoch.__struct_fields__)) for row in rows]
+    return EpochsAnswer(epochs=epochs[:PAGE], more=len(epochs) > PAGE)

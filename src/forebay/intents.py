@@ -1,0 +1,177 @@
+"""What a person asks of a consumer's state: recorded by the command line or HTTP, executed by its reader alone (S7).
+
+The command line must not write to a database that a process has open. It leaves a file beside it, which the process
+takes within ``INTERVAL``, or at its next start; the outcome stands in the database, under the file's name, and an
+intent is executed once however often its file is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+
+import anyio
+import msgspec
+from anyio.abc import TaskStatus
+
+from forebay.closing import close_hole
+from forebay.consumer import Consumer
+from forebay.errors import ConfigurationError, StoreError
+from forebay.handlers import Handlers
+from forebay.intake import Failing, Taken
+from forebay.parking import discard, retry
+from forebay.transaction import Transaction
+from forebay.unit_of_work import UnitOfWork, UnitStore
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 0.5
+"""Seconds between looks for files."""
+
+
+class Retry(msgspec.Struct, frozen=True, tag="retry"):
+    """Try a parked event again now."""
+
+    id: int
+
+
+class Discard(msgspec.Struct, frozen=True, tag="discard"):
+    """Give a parked event up, on record; the next of its key goes on."""
+
+    id: int
+    why: str
+
+
+class CloseHole(msgspec.Struct, frozen=True, tag="close"):
+    """Turn an open hole into a gap, on record; what waits behind it goes on."""
+
+    node: str
+    service: str
+    epoch: str
+    first: int
+    last: int
+    why: str
+
+
+Intent = Retry | Discard | CloseHole
+
+
+class Intents:
+    """Executes the intents for one consumer. Start it with ``run``."""
+
+    def __init__(self, consumer: Consumer, handlers: Handlers, store: UnitStore, database: Path) -> None:
+        self._consumer = consumer
+        self._handlers = handlers
+        self._store = store
+        self._folder = folder_of(database)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Look for files until cancelled."""
+        task_status.started()
+        while True:
+            for path in await anyio.to_thread.run_sync(_files, self._folder):
+                await self._take(path)
+            await anyio.sleep(INTERVAL)
+
+    async def execute(self, intent: Intent, name: str | None = None) -> str:
+        """Execute an intent, once for each name; return the outcome in a sentence.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        name = name or uuid.uuid4().hex
+        known = await self._store.read(outcome_of, name)
+        if known is not None:
+            return known
+        said = ""
+
+        def run(work: UnitOfWork, failing: Failing) -> Taken:
+            nonlocal said
+            taken = Taken()
+            match intent:
+                case Retry(id=parked):
+                    said = retry(work, parked)
+                case Discard(id=parked, why=why):
+                    said = discard(work, parked, why)
+                case CloseHole():
+                    hole = (intent.epoch, intent.first, intent.last)
+                    said, taken = close_hole(
+                        work, self._handlers, intent.node, intent.service, hole, intent.why, failing
+                    )
+            _record(work, name, intent, said)
+            return taken
+
+        await self._consumer.settle(run)
+        logger.warning("consumer.intent_executed", extra={"consumer": self._consumer.name, "outcome": said})
+        return said
+
+    async def _take(self, path: Path) -> None:
+        file = anyio.Path(path)
+        try:
+            intent = msgspec.json.decode(await file.read_bytes(), type=Intent)
+        except (OSError, msgspec.DecodeError) as error:
+            logger.warning("consumer.intent_unreadable", extra={"path": str(path), "reason": str(error)})
+            with contextlib.suppress(OSError):
+                await file.rename(path.with_suffix(".unreadable"))
+            return
+        try:
+            await self.execute(intent, path.stem)
+        except StoreError as error:  # the file stays: it is tried again
+            logger.warning("consumer.intent_waits", extra={"path": str(path), "reason": str(error)})
+        else:
+            with contextlib.suppress(OSError):
+                await file.unlink()
+
+
+def leave(database: Path, intent: Intent) -> str:
+    """Leave an intent for the process that has the database open, or the next that does; return its name.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
+    folder, name = folder_of(database), uuid.uuid4().hex
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        draft = folder / f".{name}"
+        with draft.open("xb") as file:
+            file.write(msgspec.json.encode(intent))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(folder / f"{name}.json")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot leave the request in {folder}: {error.strerror}", hint="run as the user whose database it is"
+        ) from error
+    return name
+
+
+def outcome_of(tx: Transaction, name: str) -> str | None:
+    """Return what became of an intent, or None while it waits."""
+    rows = tx.execute("select outcome from forebay_intent where id = :id", id=name)
+    return str(rows[0]["outcome"]) if rows else None
+
+
+def folder_of(database: Path) -> Path:
+    """Where intents for a database are left."""
+    return database.with_suffix(".intents")
+
+
+def _record(tx: Transaction, name: str, intent: Intent, outcome: str) -> None:
+    now = time.time_ns() // 1_000_000
+    tx.execute(
+        "insert into forebay_intent (id, kind, arguments, requested_at, done_at, outcome)"
+        " values (:id, :kind, :arguments, :now, :now, :outcome)",
+        id=name,
+        kind=type(intent).__struct_config__.tag,
+        arguments=msgspec.json.encode(intent).decode(),
+        outcome=outcome,
+        now=now,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.json")) if folder.is_dir() else []
