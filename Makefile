@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup up test check format clean image test-image
+.PHONY: setup up test strace faults check format clean image test-image
 
 setup: .venv/.ready
 
@@ -15,8 +15,17 @@ setup: .venv/.ready
 up: setup
 	$(BIN)/forebay up $(ARGS)
 
-test: setup
+test: setup strace
 	$(BIN)/pytest $(ARGS)
+
+# The tests of file system calls and power cuts need it; where it cannot be installed they say that they were not run.
+strace:
+	@command -v strace >/dev/null 2>&1 || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null 2>&1 \
+	  && { apt-get install -y -q strace || { apt-get update -q && apt-get install -y -q strace; }; } >/dev/null 2>&1; } \
+	  || echo "strace is missing and cannot be installed here: the tests that need it will NOT RUN"
+
+faults: setup strace
+	$(BIN)/python -m tests.faults $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import anyio
 import httpx
+
+from forebay.testing.waiting import until
+
+__all__ = ["ROOT", "Fleet", "alive", "until"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,20 +109,6 @@ class Fleet:
 def alive(processes: Mapping[str, int]) -> list[str]:
     """Return the names of those processes that are there."""
     return [name for name, pid in processes.items() if Path(f"/proc/{pid}").exists()]
-
-
-async def until(condition: Callable[[], object], *, limit: float, what: Callable[[], str] | str) -> None:
-    """Wait for a condition, which may be asynchronous; fail with what was waited for."""
-    deadline = time.monotonic() + limit
-    while True:
-        result = condition()
-        if hasattr(result, "__await__"):
-            result = await result
-        if result:
-            return
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {limit:g} s: {what() if callable(what) else what}")
-        await anyio.sleep(0.02)
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:

@@ -98,6 +98,11 @@ class NatsServer:
         """Whether the process is there, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id; None where it does not run."""
+        return self._process.pid if self._process is not None and self.running else None
+
     async def start(self) -> None:
         """Start, and wait until it accepts connections. Does nothing when it runs.
 

@@ -1,0 +1,15 @@
+"""What breaks things. Each fault is a function that injects it, heals it, and returns when the system could go on."""
+
+from tests.faults.nemeses.broker import BROKER
+from tests.faults.nemeses.crash_points import CRASH_POINTS, crash_nemesis
+from tests.faults.nemeses.databases import DATABASES
+from tests.faults.nemeses.link import LINK
+from tests.faults.nemeses.nemesis import Nemesis
+from tests.faults.nemeses.processes import PROCESSES
+
+NEMESES: dict[str, Nemesis] = {
+    nemesis.name: nemesis for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *LINK, *DATABASES)
+}
+"""Every fault by name; ``waits_for`` tells what the engine does not promise anything under."""
+
+__all__ = ["NEMESES", "Nemesis", "crash_nemesis"]

@@ -1,0 +1,65 @@
+"""Processes that end at a crash point: a named place between two statements of the paths that carry an event."""
+
+from __future__ import annotations
+
+import sqlite3
+from functools import partial
+
+import anyio
+
+from forebay.crash_points import POINTS, VARIABLE
+from tests.faults.nemeses.broker import roll_back
+from tests.faults.nemeses.nemesis import Nemesis
+from tests.faults.nemeses.processes import any_edge
+from tests.faults.system import System
+
+PATIENCE = 8.0
+"""Seconds until a point counts as not reached; some need what happens only now and then."""
+
+TIMES = (1, 1, 2, 3, 7)
+"""The how manieth time a process ends there, drawn by the dice."""
+
+OF_CORE = ("consume", "answer")
+"""The paths that only the core takes; it takes the others as well, for what it emits."""
+
+AFTER_LOSS = ("relay.repairing", "consume.held")
+"""Points that are reached when the broker has lost something."""
+
+FIRST_HEARD = "confirm.learned"
+"""Reached when a node hears of the consumers, or of other ones than it knew."""
+
+
+async def crash_at(point: str, system: System) -> None:
+    """End a process at a crash point, if it gets there, and start it again."""
+    process = system.core if point.partition(".")[0] in OF_CORE else any_edge(system)
+    process.kill()
+    if point == FIRST_HEARD:
+        with sqlite3.connect(system.database(process.node, "meter")) as connection:
+            connection.execute("update forebay_store set confirmed_by = null")
+        connection.close()
+    times = 1 if point in (*AFTER_LOSS, FIRST_HEARD) else system.dice.choice(TIMES)
+    process.environment[VARIABLE] = f"{point}:{times}"
+    try:
+        process.start()
+        if point in AFTER_LOSS:
+            await roll_back(system)
+        with anyio.move_on_after(PATIENCE):
+            while process.running:  # noqa: ASYNC110 - a child process sets no event
+                await anyio.sleep(0.02)
+    finally:
+        del process.environment[VARIABLE]
+    if not process.running and process.wait() == -9:
+        system.crashed[point] += 1
+    await system.restart(process)
+
+
+async def crash_anywhere(system: System) -> None:
+    await crash_at(system.dice.choice(sorted(POINTS)), system)
+
+
+def crash_nemesis(point: str) -> Nemesis:
+    """Return the fault that a process ends at one point."""
+    return Nemesis(f"crash-at-{point}", partial(crash_at, point))
+
+
+CRASH_POINTS = (Nemesis("crash-point", crash_anywhere),)

@@ -1,0 +1,29 @@
+"""The form of a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from tests.faults.system import System
+
+
+class Nemesis(msgspec.Struct, frozen=True):
+    """One kind of fault.
+
+    Attributes:
+        name: in results and tests.
+        inject: injects it once, heals it and returns.
+        quiet: whether it must not meet requests under way, because it takes away what they wrote.
+        waits_for: the rule that must be built before anything is promised under it; empty where that is so today.
+        in_soak: whether it may come in any order and any number of times, mixed with others.
+        grace: the grace tail that it needs, in seconds.
+    """
+
+    name: str
+    inject: Callable[[System], Awaitable[None]]
+    quiet: bool = False
+    waits_for: str = ""
+    in_soak: bool = True
+    grace: str = "0"

@@ -1,0 +1,25 @@
+"""What the meter and its consumers share. Every number is given out once: it tells an effect from another."""
+
+from __future__ import annotations
+
+from forebay import Event
+
+NOTICE_EVERY = 5
+"""The audit emits a notice for every reading whose number this divides."""
+
+
+class ReadingTaken(Event, service="meter", kind="reading-taken", key="meter"):
+    meter: str
+    number: int
+    padding: str = ""
+
+
+class Sampled(Event, service="meter", kind="sampled", lane="telemetry", key="meter"):
+    meter: str
+    number: int
+    padding: str = ""
+
+
+class Noticed(Event, service="audit", kind="noticed", key="meter"):
+    meter: str
+    number: int

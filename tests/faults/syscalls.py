@@ -1,0 +1,136 @@
+"""Every file system call of a path, one by one: killed there, or failed there, by ``strace -e inject``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from forebay.sqlite import MigrationSet
+from tests.faults.scripts import consume_path, write_path
+from tests.faults.scripts.journal import read_journal
+from tests.faults.strace import Strace
+from tests.faults.system import ROOT
+from tests.faults.verdicts import Verdict, consume_verdict, reopens, write_verdict
+
+RUN_TIMEOUT = 120.0
+"""Seconds for one run of a script under strace."""
+
+WRITING = frozenset({"pwrite64", "write", "ftruncate", "fallocate", "openat", "mkdir"})
+"""Calls that a full disk fails."""
+
+_CALL = re.compile(r"^(\d+)\s+(\w+)\(")
+
+
+class Script(msgspec.Struct, frozen=True):
+    """A script, how to judge its database, and its migrations."""
+
+    name: str
+    module: str
+    verdict: Verdict
+    migrations: list[MigrationSet]
+
+
+WRITE = Script("write", write_path.__name__, write_verdict, write_path.migrations())
+CONSUME = Script("consume", consume_path.__name__, consume_verdict, consume_path.migrations())
+SCRIPTS = {each.name: each for each in (WRITE, CONSUME)}
+
+
+class Point(msgspec.Struct, frozen=True, order=True):
+    """The nth time that a script makes a system call, and what happens there.
+
+    ``fault`` is what strace injects; with ``onwards`` every later one of these calls fails as well.
+    """
+
+    call: str
+    nth: int
+    fault: str
+    onwards: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.fault} at {self.call} {self.nth}{' and on' if self.onwards else ''}"
+
+
+def points(script: Script, folder: Path) -> list[Point]:
+    """Run a script undisturbed and return every point at which it can be disturbed."""
+    return list(_points(_counts(script, folder)))
+
+
+def _points(counts: Counter[str]) -> Iterator[Point]:
+    for call, count in sorted(counts.items()):
+        for nth in range(1, count + 1):
+            yield Point(call, nth, "signal=SIGKILL")
+            yield Point(call, nth, "error=EIO")
+            if call in WRITING:
+                yield Point(call, nth, "error=ENOSPC")
+            if call in ("pwrite64", "fdatasync"):
+                yield Point(call, nth, "error=EIO", onwards=True)
+                yield Point(call, nth, "error=ENOSPC", onwards=True)
+
+
+def disturb(script: Script, point: Point, folder: Path) -> list[str]:
+    """Run a script with one fault and return what is wrong afterwards, before and after it was opened again."""
+    when = f"{point.nth}{'+' if point.onwards else ''}"
+    inject = f"inject={point.call}:{point.fault}:when={when}"
+    # Only the one call is traced: an interpreter that starts makes thousands of others, and each would stop it.
+    done = _run(script, folder, ["-e", f"trace={point.call}", "-e", inject, "-o", "/dev/null"])
+    journal = read_journal(folder / "journal")
+    database = folder / "data" / "x.db"
+    wrong = []
+    if done.returncode not in (0, 137, -9):
+        wrong.append(f"the script ended with {done.returncode}: {done.stderr[-600:]}")
+    if not database.exists():
+        return wrong + (["acknowledged, and no file"] if any(line[0] == "ack" for line in journal) else [])
+    wrong += reopens_in(script, database)
+    return wrong + script.verdict(database, journal)
+
+
+def reopens_in(script: Script, database: Path) -> list[str]:
+    """Open a script's database as the next process would; return what is wrong."""
+    if not database.exists():
+        return []
+    return asyncio.run(reopens(database, script.migrations))
+
+
+def _counts(script: Script, folder: Path) -> Counter[str]:
+    log = folder / "calls"
+    done = _run(script, folder, ["-e", "trace=%file,%desc", "-o", str(log)])
+    assert done.returncode == 0, done.stderr
+    said = read_journal(folder / "journal")
+    assert said[-1:] == [["end"]], said
+    assert not any(line[0] == "closed" for line in said), said
+    per_thread: Counter[tuple[str, str]] = Counter(
+        (found[1], found[2]) for line in log.read_text().splitlines() if (found := _CALL.match(line))
+    )
+    # strace counts "when" for each thread by itself.
+    counts: Counter[str] = Counter()
+    for (_, call), count in per_thread.items():
+        counts[call] = max(counts[call], count)
+    return counts
+
+
+def _run(script: Script, folder: Path, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    data = folder / "data"
+    data.mkdir(parents=True)
+    database = data / "x.db"
+    watched = [data, database, *(data / f"x.db{suffix}" for suffix in ("-wal", "-shm", "-journal"))]
+    command = [Strace.find(), "-f", "-qq", "--seccomp-bpf"]
+    for each in watched:
+        command += ["-P", str(each)]
+    command += [*options, sys.executable, "-m", script.module, str(database), str(folder / "journal")]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT,
+        check=False,
+    )
