@@ -26,6 +26,7 @@ strace:
 
 faults: setup strace
 	$(BIN)/python -m tests.faults $(ARGS)
+	$(BIN)/python -m tests.simulation -n 100000 -j 2
 
 check: setup
 	$(BIN)/ruff check .

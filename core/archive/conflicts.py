@@ -40,9 +40,7 @@ def compare(tx: UnitOfWork, message: Message) -> None:
     if message.place is None:
         return  # ids of producers without an outbox are theirs to keep unique
     place = message.place
-    known = tx.execute(
-        _KNOWN, epoch=place.epoch, sequence=place.sequence, node=message.node, service=message.service
-    )
+    known = tx.execute(_KNOWN, epoch=place.epoch, sequence=place.sequence, node=message.node, service=message.service)
     if not known or (known[0]["type"], known[0]["body"]) == (message.type, message.body):
         return
     attributes = msgspec.json.encode(message.attributes).decode() if message.attributes else None

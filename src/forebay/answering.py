@@ -12,7 +12,7 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
 from forebay.closing import Closing, Statement, says_something
-from forebay.consumer import Consumer, positions_of
+from forebay.consumer import Consumer
 from forebay.crash_points import reach
 from forebay.envelope import format_time
 from forebay.errors import ForebayError, MessageError
@@ -91,7 +91,9 @@ class Answering:
         # What the reader has read and committed is worth nothing in a stream that took the place of the one it reads.
         at_end = consumer.incarnation == state.created and await consumer.at_end(partition)
         statements = [Statement(node, said, state.created, state.last) for said in question.origins]
-        position, epochs, telling = await self._store.read(self._passed, partition, statements, state.created)
+        # Where the reader stands, not what the database says: in a stream that went back that may not stand any more.
+        position = consumer.committed.get(partition, 0) if consumer.incarnation == state.created else 0
+        epochs, telling = await self._store.read(self._passed, statements)
         for statement in telling:
             ready = self._closing.heard(statement, partition, at_end=at_end)
             if ready is not None and self._tasks is not None:
@@ -108,10 +110,8 @@ class Answering:
             confirmed_by=parse(state.metadata.get(KEY)),
         )
 
-    def _passed(
-        self, tx: Transaction, partition: int, statements: list[Statement], incarnation: str
-    ) -> tuple[int, dict[str, EpochAnswer], list[Statement]]:
-        position = positions_of(tx, self._consumer.stream).get(partition)
+    @staticmethod
+    def _passed(tx: Transaction, statements: list[Statement]) -> tuple[dict[str, EpochAnswer], list[Statement]]:
         epochs: dict[str, EpochAnswer] = {}
         for statement in statements:
             asked, floor = [link.epoch for link in statement.said.chain], statement.floor
@@ -125,7 +125,7 @@ class Answering:
                     wanted=state.wanted,
                 )
         telling = [statement for statement in statements if says_something(tx, statement)]
-        return position.sequence if position and position.incarnation == incarnation else 0, epochs, telling
+        return epochs, telling
 
     async def _close(self, statement: Statement, partition: int) -> None:
         try:

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
-from forebay.consumer import Consumer, positions_of
+from forebay.consumer import Consumer
 from forebay.delivery import ReadArchive
 from forebay.errors import ForebayError, LinkError
 from forebay.identity import PARTITIONS, Origin, partition_of
@@ -108,8 +108,12 @@ class ArchiveReader:
         return self._is_listed(await stream_state(self._connection, self._stream))
 
     def _is_listed(self, state: StreamState) -> bool:
+        if self._consumer == ARCHIVE:
+            return False
         known = parse(state.metadata.get(KEY))
-        return self._consumer != ARCHIVE and known is not None and ARCHIVE in known.consumers
+        if known is None:
+            raise LinkError("the stream has no list of consumers: whether there is an archive is not known")
+        return ARCHIVE in known.consumers
 
 
 class ArchiveAnswering:
@@ -156,10 +160,12 @@ class ArchiveAnswering:
         state = await stream_state(self._connection, self._consumer.stream)
         partition = partition_of(question.node, PARTITIONS)
         at_end = self._consumer.incarnation == state.created and await self._consumer.at_end(partition)
-        answer = await self._store.read(self._page, question, partition, state.created)
-        return msgspec.structs.replace(answer, complete_to=state.last) if at_end else answer
+        read = self._consumer.committed.get(partition, 0) if self._consumer.incarnation == state.created else 0
+        complete_to = state.last if at_end else read  # before the events are looked up: there may be more by then
+        events, more = await self._store.read(self._page, question)
+        return ArchiveAnswer(incarnation=state.created, complete_to=complete_to, events=events, more=more)
 
-    def _page(self, tx: Transaction, question: ArchiveQuestion, partition: int, incarnation: str) -> ArchiveAnswer:
+    def _page(self, tx: Transaction, question: ArchiveQuestion) -> tuple[list[ArchivedMessage], bool]:
         limit = min(question.limit, PAGE)
         # What waits for a hole in the archive's own inbox is not archived yet, and is here all the same.
         held = held_between(tx, question.node, question.service, question.epoch, question.first, question.last, limit)
@@ -174,13 +180,7 @@ class ArchiveAnswering:
             events.append(
                 ArchivedMessage(sequence, delivery.subject, dict(delivery.headers), delivery.body, delivery.stored_at)
             )
-        position = positions_of(tx, self._consumer.stream).get(partition)
-        return ArchiveAnswer(
-            incarnation=incarnation,
-            complete_to=position.sequence if position and position.incarnation == incarnation else 0,
-            events=events,
-            more=len(events) < len(found) or len(found) >= limit,
-        )
+        return events, len(events) < len(found) or len(found) >= limit
 
 
 def _epochs_after(tx: Transaction, after: tuple[str, str, str]) -> EpochsAnswer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -144,8 +145,8 @@ class Closing:
         before = sequence - 1
         message_id = await message_id_at(self._connection, self._consumer.stream, before) if before > 0 else None
         at = before if message_id else 0  # nothing stands there any more: from the beginning, dedup does the rest
-        await self._store.write(forget_given_up, statement)
-        self._consumer.rewind(partition, Position(statement.incarnation, at, message_id or ""))
+        position = Position(statement.incarnation, at, message_id or "")
+        self._consumer.rewind(partition, position, partial(forget_given_up, statement=statement, back_to=sequence))
 
 
 def says_something(tx: Transaction, statement: Statement) -> bool:
@@ -267,11 +268,11 @@ def close_hole(
     return f"{epoch} {first}-{last} is a gap now", intake.finish()
 
 
-def forget_given_up(work: UnitOfWork, statement: Statement) -> None:
-    """Forget what was given up: the stream is read again from the lowest of it."""
+def forget_given_up(work: UnitOfWork, statement: Statement, back_to: int) -> None:
+    """Forget what was given up and is met again, where the stream is read again from ``back_to``."""
     inbox = Inbox(work)
     for state in inbox.whole(statement.node, statement.said.service).epochs.values():
-        if state.lane == statement.said.lane and state.given_up is not None:
+        if state.lane == statement.said.lane and state.given_up is not None and state.given_up[2] >= back_to:
             state.given_up, state.changed = None, True
     inbox.save()
 

@@ -24,7 +24,15 @@ from forebay.freeing import Freed, Head, chain, floor, free, head, pass_drop, pa
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
 from forebay.outbox import Outbox
-from forebay.protocol.confirmation import VERSION, Answer, Confirmations, ConfirmedBy, OriginQuestion, Question
+from forebay.protocol.confirmation import (
+    VERSION,
+    Answer,
+    Confirmations,
+    ConfirmedBy,
+    OriginQuestion,
+    Question,
+    unpassed,
+)
 from forebay.protocol.resending import Forwarded, missed
 from forebay.relay import Relay
 from forebay.sequences import Range, within, without
@@ -106,6 +114,7 @@ class Confirming:
         self._listed: dict[str, int] = {}
         self._asked = anyio.Event()
         self._missed: dict[str, dict[str, list[Range]]] = {}
+        self._unpassed: dict[str, dict[str, str]] = {}
         self._most_listed = LISTED
         self._books_at = 0.0
         self._books_settled = False
@@ -140,7 +149,7 @@ class Confirming:
                 backoff.reset()
             if complete:
                 backoff.reset()
-                # What is confirmed goes with a second answer, a grace after the first; with a tail above its share soon.
+                # A second answer frees, a grace after the first; soon where the tail is above its share.
                 pause = SHED_GRACE if self._tail_is_long else min(IDLE_INTERVAL, max(self._grace, 1.0))
                 with anyio.move_on_after(pause):
                     await self._wakened.wait()
@@ -172,7 +181,9 @@ class Confirming:
                 failure = error
                 continue
             reach("confirm.answered")
-            moved |= self.consumers.setdefault(consumer, Confirmations()).record(answer, self._clock())
+            known_before = self.consumers.setdefault(consumer, Confirmations())
+            self._unpassed[consumer] = unpassed(asked.question, answer, known_before.passed_upto)
+            moved |= known_before.record(answer, self._clock())
             self._repair(asked, answer)
             known = answer.confirmed_by
             self._listed[consumer] = known.version if known and known.consumers else 0
@@ -357,7 +368,7 @@ class Confirming:
             for each in epochs:
                 sent_since = without(each.withheld, without(each.withheld, state.bodies.get(each.epoch, ())))
                 gone[each.epoch] = without([(1, each.first - 1), *each.aside], sent_since)
-            if links := chain(tx, lane):
+            if links := chain(tx, lane, self._unpassed_in(lane)):
                 segment = state.forwards.covering(sent) if sent else None
                 withheld = listed(tx, lane)
                 # Below the floor a place that is not listed counts as nobody's (B7): then the floor is not said.
@@ -375,6 +386,11 @@ class Confirming:
                     )
                 )
         return Asked(Question(VERSION, origins), forwarded, gone)
+
+    def _unpassed_in(self, lane: str) -> set[str] | None:
+        """The oldest epoch of a lane that each needed consumer has not passed; None where that is not known of one."""
+        known = [self._unpassed.get(consumer, {}).get(lane) for consumer in self.needed]
+        return {epoch for epoch in known if epoch is not None} if known and None not in known else None
 
     def _repair(self, asked: Asked, answer: Answer) -> None:
         """Let the relay send again what the consumer has read past without it, or what no stream has any more."""

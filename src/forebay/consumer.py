@@ -98,7 +98,7 @@ class Consumer:
         self.suspended: str | None = None
         self._failed_in_a_row: set[str] = set()
         self._retry_at: float | None = None
-        self._rewinds: dict[int, Position] = {}
+        self._rewinds: dict[int, tuple[Position, Callable[[UnitOfWork], None]]] = {}
         self.totals = Taken()
         self.incarnation: str | None = None
         self.committed: dict[int, int] = {}
@@ -322,9 +322,12 @@ class Consumer:
                 self.look_again()
                 return taken
 
-    def rewind(self, partition: int, position: Position) -> None:
-        """Read a partition again from behind a position, after the batch under way."""
-        self._rewinds[partition] = position
+    def rewind(self, partition: int, position: Position, also: Callable[[UnitOfWork], None]) -> None:
+        """Read a partition again from behind a position, after the batch under way.
+
+        ``also`` runs in the transaction that sets the position.
+        """
+        self._rewinds[partition] = (position, also)
         self._wakened.set()
 
     def look_again(self) -> None:
@@ -333,8 +336,13 @@ class Consumer:
         self._wakened.set()
 
     async def _rewind(self) -> None:
-        for partition, position in self._rewinds.items():
-            await self._store.write(write_position, self.stream, partition, position)
+        for partition, (position, also) in self._rewinds.items():
+
+            def unit(work: UnitOfWork, at: tuple[int, Position] = (partition, position), also: Any = also) -> None:
+                write_position(work, self.stream, *at)
+                also(work)
+
+            await self._store.write(unit)
         self._rewinds.clear()
         self._break("events that were given up are read again")
 

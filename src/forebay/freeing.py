@@ -7,7 +7,7 @@ These functions work in the transaction that they are given; what is confirmed, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 from forebay.crash_points import reach
@@ -45,8 +45,13 @@ _STANDING = """
     order by e.id"""
 
 _CHAIN = f"""
-    select e.epoch, e.prev from forebay_epoch e where e.origin = {_OF_LANE}
-      and e.id >= coalesce(:oldest, (select max(id) from forebay_epoch where origin = e.origin)) order by e.id"""
+    select epoch, prev from (
+      select e.id, e.epoch, e.prev from forebay_epoch e where e.origin = {_OF_LANE} and e.id >= :oldest
+      order by e.id desc limit :limit)
+    order by id"""
+
+CHAIN_LIMIT = 5000
+"""Links of a chain, at most, the newest: about half a megabyte of a question."""
 
 _FREE = """
     delete from forebay_outbox where rowid in
@@ -220,10 +225,20 @@ def standing(tx: Transaction, lane: str) -> list[Standing]:
     ]
 
 
-def chain(tx: Transaction, lane: str) -> list[ChainLink]:
-    """Return the lane's epochs from the oldest of which something is still here to the newest (O2)."""
-    found = tx.execute(_STANDING + " limit 1", lane=lane)
-    rows = tx.execute(_CHAIN, lane=lane, oldest=found[0]["id"] if found else None)
+def chain(tx: Transaction, lane: str, unpassed: Collection[str] | None = None) -> list[ChainLink]:
+    """Return the lane's epochs down to the oldest that a needed consumer has not passed, the newest last (O2).
+
+    Args:
+        tx: the transaction.
+        lane: whose epochs.
+        unpassed: per consumer the oldest epoch that it has not passed; None where one has not said so yet: then all.
+    """
+    if unpassed is None:
+        oldest = 0
+    else:
+        standing_here = [row["id"] for row in tx.execute(_STANDING + " limit 1", lane=lane)]
+        oldest = min([*standing_here, *(_id(tx, epoch) for epoch in unpassed)], default=0)
+    rows = tx.execute(_CHAIN, lane=lane, oldest=oldest, limit=CHAIN_LIMIT)
     return [ChainLink(row["epoch"], row["prev"]) for row in rows]
 
 

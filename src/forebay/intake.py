@@ -176,6 +176,9 @@ class Intake:
         return self.taken
 
     def _apply(self, identity: Identity, delivery: Delivery) -> None:
+        if self._is_abandoned(identity):
+            branch = "a restore of its emitter left it behind: it is emitted again"
+            return self._park(delivery, identity, ABANDONED, branch, alone=True, on_request=True)
         if self.parking.blocks(identity):
             return self._park(delivery, identity, BEHIND, "an earlier event of its key is parked")
         try:
@@ -188,15 +191,20 @@ class Intake:
             return None
         if message.message_id in self._failing:
             return self._park(delivery, identity, HANDLER, self._failing[message.message_id])
-        if message.cause is not None and identity.place is not None:
-            if self.inbox.of(identity, identity.place).abandoned(identity.place):
-                branch = "a restore of its emitter left it behind: it is emitted again"
-                return self._park(delivery, identity, ABANDONED, branch, alone=True, on_request=True)
-            if not self._is_first(identity, message):
-                self.taken.duplicates += 1
-                return None
+        if identity.place is not None and not self._is_first(identity, message):
+            self.taken.duplicates += 1
+            return None
         self._handle(*found, message)
         return None
+
+    def _is_abandoned(self, identity: Identity) -> bool:
+        """Whether a restore of its emitter left this event behind (B5); only what has a cause is emitted again."""
+        if identity.place is None or "forebay-cause" not in identity.headers:
+            return False
+        known = self.inbox.of(identity, identity.place)
+        if all(state.abandoned_after is None for state in known.epochs.values()):
+            return False
+        return self.inbox.whole(identity.node, identity.service).abandoned(identity.place)
 
     def _is_first(self, identity: Identity, message: Message) -> bool:
         """Whether nothing was done yet because of this message's cause (B5); what keeps everything keeps them all."""

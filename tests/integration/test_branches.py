@@ -127,3 +127,20 @@ async def test_a_wall_clock_that_was_set_back_does_not_make_a_new_epoch_older_o2
     assert done.taken.missing == 0
     await core.take([caused(stream, 1, 8, epoch=OLDER, prev=Place(OLD, 2))])
     assert await effects(core) == [1, 2, 8, 9]
+
+
+async def test_an_abandoned_event_never_waits_behind_its_key_and_is_never_acted_on_b5(core: Core) -> None:
+    """Its key is parked already, for another reason."""
+    stream, restored = Stream(), Place(OLD, 1)
+    await core.take([caused(stream, 1, 1)])
+    await closed(core, says(Place(NEW, 1), (OLD, None), (NEW, restored)))  # nothing of the branch is known yet
+    await core.take([caused(stream, 4, 4)])
+    await closed(core, says(Place(NEW, 1), (OLD, None), (NEW, restored)))
+    await core.take([stream.event(2, b"{}", kind="rung", epoch=NEW, prev=restored, key="a")])  # cannot be read
+    await core.take([caused(stream, 5, 5)])
+
+    assert await core.parked() == [
+        ("abandoned", f"{OLD}-4"),
+        ("undecodable-body", f"{NEW}-2"),
+        ("abandoned", f"{OLD}-5"),
+    ]

@@ -344,3 +344,20 @@ async def test_a_consumer_that_is_added_later_begins_with_the_archive_c5(
             async with reading(nats_server, tmp_path) as audit:
                 await eventually(partial(noted, audit, list(range(1, 1201))), 30)
                 assert await audit.store.read(holes) == []
+
+
+async def test_a_consumer_that_begins_anew_learns_of_all_epochs_and_has_all_gaps_on_record_o2(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """The core lost its database, the stream is gone, and what the node wrote in three lives is freed."""
+    async with connected(nats_server.url, node="admin") as admin:
+        await apply(admin, "audit")
+        async with reading(nats_server, tmp_path):
+            epochs = [place_of((await written_and_freed(nats_server, tmp_path))[0]).epoch for _ in range(3)]
+        await forget(tmp_path, "audit")
+        await replace_stream(admin, "audit")
+        async with reading(nats_server, tmp_path) as audit, emitting(nats_server, tmp_path) as node:
+            await node.store.write(open_doors, 6, 8)
+            await eventually(partial(noted, audit, [6, 7, 8]), 30)
+            gaps = {(gap.epoch, gap.first, gap.last) for gap in await audit.store.read(recorded)}
+            assert gaps == {(epoch, 1, 5) for epoch in epochs}

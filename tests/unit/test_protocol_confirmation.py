@@ -3,9 +3,19 @@ from __future__ import annotations
 import pytest
 
 from forebay.identity import Place
-from forebay.protocol.confirmation import MARKS, Answer, Confirmations, ConfirmedBy, EpochAnswer
+from forebay.protocol.confirmation import (
+    MARKS,
+    Answer,
+    ChainLink,
+    Confirmations,
+    ConfirmedBy,
+    EpochAnswer,
+    OriginQuestion,
+    Question,
+    unpassed,
+)
 
-A, B = "a" * 32, "b" * 32
+A, B, C = "a" * 32, "b" * 32, "c" * 32
 
 
 def answer(**epochs: EpochAnswer) -> Answer:
@@ -143,3 +153,35 @@ def test_a_consumer_needs_the_services_it_names_or_all_s3() -> None:
     assert listed.needing("till") == ["archive", "sales", "stock"]
     assert listed.needing("price") == ["archive"]
     assert ConfirmedBy(1, {}).needing("till") == []
+
+
+def asked(*chain: tuple[str, str]) -> Question:
+    return Question(1, [OriginQuestion("till", "ledger", [ChainLink(*link) for link in chain])])
+
+
+def said(**watermarks: int) -> Answer:
+    names = {"a": A, "b": B, "c": C}
+    return Answer(1, "audit", "s", "", "i", 9, 9, {names[k]: EpochAnswer(mark) for k, mark in watermarks.items()})
+
+
+WHOLE = asked((A, "none"), (B, f"{A}-3"), (C, f"{B}-2"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (said(a=3, b=2, c=7), C),
+        (said(a=3, b=1), B),
+        (said(a=2, b=2, c=7), A),
+        (said(), A),
+    ],
+)
+def test_the_oldest_epoch_that_a_consumer_has_not_passed_is_asked_about_o2(answer: Answer, expected: str) -> None:
+    assert unpassed(WHOLE, answer, lambda _: 0) == {"ledger": expected}
+
+
+def test_a_consumer_that_says_less_than_before_is_asked_about_all_epochs_o2() -> None:
+    """It was restored from a backup: of the epochs that it was not asked about nothing is known."""
+    assert unpassed(asked((C, f"{B}-2")), said(c=4), lambda _: 5) == {}
+    assert unpassed(asked((C, f"{B}-2")), said(), lambda _: 1) == {}
+    assert unpassed(asked((C, f"{B}-2")), said(c=5), lambda _: 5) == {"ledger": C}

@@ -5,11 +5,12 @@ Bodies are JSON with ``"v": 1``; unknown fields are ignored (a fleet upgrades ov
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 
 import msgspec
 
-from forebay.identity import Place
+from forebay.identity import Place, parse_place
 from forebay.sequences import Range, joined, within, without
 
 VERSION = 1
@@ -206,6 +207,27 @@ class Confirmations:
         young = [max(low, first) - 1 for low, high, at in self._filled.get(epoch, ()) if high >= first > 0
                  and not (now - at >= grace and now > at)]  # fmt: skip
         return min([ripe, self.watermark(epoch, first), *young])
+
+
+def unpassed(question: Question, answer: Answer, before: Callable[[str], int]) -> dict[str, str]:
+    """Return per lane the oldest epoch of a question's chain that the consumer has not passed (O2).
+
+    A lane is left out where the consumer says less of an epoch than ``before`` (it was restored from a backup): then it
+    has to be asked about all of them.
+    """
+    found: dict[str, str] = {}
+    for origin in question.origins:
+        reached = {link.epoch: answer.epochs.get(link.epoch, _NOTHING).watermark for link in origin.chain}
+        if any(reached[link.epoch] < before(link.epoch) for link in origin.chain):
+            continue
+        for link, following in pairwise(origin.chain):
+            end = parse_place(following.prev)
+            if end is None or end.epoch != link.epoch or reached[link.epoch] < end.sequence:
+                found[origin.lane] = link.epoch
+                break
+        else:
+            found[origin.lane] = origin.chain[-1].epoch
+    return found
 
 
 _NOTHING = EpochAnswer(watermark=0)

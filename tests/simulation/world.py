@@ -1,0 +1,387 @@
+"""One world, one seed: nodes, a broker and consumers, a scheduler that picks what happens next, and faults.
+
+What runs is the code that ships, the pure part of it: ``forebay.protocol``, ``forebay.sequences`` and
+``forebay.identity``. Around it are in-memory stand-ins for databases, broker and network; there are no sockets, threads
+or clocks but ``tick``. After a while faults stop, the world heals and drains, and the promises are checked.
+
+Not modelled: commands and destinations (I1), foreign producers (I7), clocks (I8), frames, bindings (I6, S4), uncertain
+COMMITs (O6), sizes and priorities, several hubs, discards.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from forebay.identity import Origin, partition_of
+from forebay.protocol.confirmation import Answer, ConfirmedBy, Question
+from tests.simulation.broker import Stream
+from tests.simulation.database import Database, Store
+from tests.simulation.events import ARCHIVE, CORE, DERIVED, EDGE, EMITTER, LATECOMER, Event, Message
+from tests.simulation.faults import STRIKES
+from tests.simulation.intake import Intake
+from tests.simulation.invariants import Oracle, ViolationError, check
+from tests.simulation.lane import KNOWN, REFUSED, Outcome, Publish
+from tests.simulation.node import Node
+from tests.simulation.pace import PACE, Pace
+from tests.simulation.reader import Consumer, Reader
+from tests.simulation.rules import ALL, Rules
+
+_LEADING_ZEROS = re.compile("0{20,}")  # of epochs
+
+ROUNDS = 60
+"""Rounds in which a healed world must have drained (5)."""
+
+RETRY_WITHHELD = 5
+"""Rounds after which a withheld body is tried again, limits or not (B2)."""
+
+
+class Result(NamedTuple):
+    """What a schedule came to."""
+
+    seed: int
+    violation: str | None
+    rounds: int
+    events: int
+    resends: int
+    soft: dict[str, int]
+
+
+class World:
+    """Everything that a schedule is made of; the same arguments lead to the same run."""
+
+    def __init__(
+        self, seed: int, faults: Iterable[str], *, rules: Rules = ALL, pace: Pace = PACE, verbose: bool = False
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.faults = frozenset(faults)
+        self.rules = rules
+        self.pace = pace
+        self.verbose = verbose
+        self.tick = self._numbers = self._epochs = self._bodies = self._incarnations = 0
+        self.healed = False
+        self.rounds = 0
+        self.oracle = Oracle()
+        self.net: list[tuple[str, Callable[[], object]]] = []
+        self.failing: dict[tuple[str, object], int] = {}
+        self.refused: set[object] = set()
+        self.stream_copies: list[Stream] = []
+        self.node_backups: dict[int, Store] = {}
+        self.database_backups: dict[str, tuple[Database, int]] = {}
+        self._strikes = [name for name in sorted(self.faults) if name in STRIKES]
+        self._strikes += ["withhold"] * 2 * ("withhold" in self.faults)
+        self.confirmed_by = ConfirmedBy(1, {ARCHIVE: ["*"], EMITTER: [EDGE], DERIVED: [CORE]})
+        self.stream = Stream(self.new_incarnation(), self.confirmed_by)
+        self.consumers = {
+            ARCHIVE: Consumer(ARCHIVE, ["*"], 1, []),
+            EMITTER: Consumer(EMITTER, [EDGE], 2, [Origin("core", CORE, "ledger")]),
+            DERIVED: Consumer(DERIVED, [CORE], 1, []),
+        }
+        if "late" in self.faults:
+            added = self.consumers[LATECOMER] = Consumer(LATECOMER, [EDGE], 1, [])
+            added.active = False
+        self.nodes = [
+            Node(self, name, EDGE, Store([Origin(name, EDGE, lane) for lane in lanes]))
+            for name, lanes in (("n0", ("ledger", "telemetry")), ("n1", ("ledger",)))
+        ]
+        self.emitter = Node(self, "core", CORE, self.consumers[EMITTER].db)
+        for consumer in self.consumers.values():
+            for partition in range(consumer.partitions):
+                consumer.take_over(self, partition)
+
+    # --- what the parts ask for
+
+    def chance(self, probability: float) -> bool:
+        """Whether something of this probability happens."""
+        return self.rng.random() < probability
+
+    def strikes(self, fault: str, probability: float) -> bool:
+        """Whether a fault happens that strikes everywhere."""
+        return fault in self.faults and not self.healed and self.rng.random() < probability
+
+    def say(self, *what: object) -> None:
+        """Tell what happened, in a replay."""
+        if self.verbose:
+            print(_LEADING_ZEROS.sub("", f"{self.tick:5} {' '.join(map(str, what))}"))
+
+    def fail(self, kind: str, *facts: object) -> None:
+        """Report a violation.
+
+        Raises:
+            ViolationError: always.
+        """
+        raise ViolationError(_LEADING_ZEROS.sub("", f"{kind}: {' '.join(map(str, facts))}")[:600])
+
+    def new_number(self) -> int:
+        """Return a number that was not given yet."""
+        self._numbers += 1
+        return self._numbers
+
+    def new_epoch(self) -> str:
+        """Return a new epoch, above all earlier ones as a UUIDv7 is."""
+        self._epochs += 1
+        return f"{self._epochs:032x}"
+
+    def new_incarnation(self) -> str:
+        """Return when a stream is created."""
+        self._incarnations += 1
+        return f"incarnation {self._incarnations}"
+
+    def all_nodes(self) -> list[Node]:
+        """Return the edge's processes and the core's."""
+        return [*self.nodes, self.emitter]
+
+    def any_consumer(self) -> Consumer:
+        """Return one of the consumers."""
+        return self.rng.choice(list(self.consumers.values()))
+
+    def fails(self, consumer: str, key: object) -> bool:
+        """Whether a handler fails for a key now."""
+        return self.failing.get((consumer, key), 0) > self.tick
+
+    def disconnect(self) -> None:
+        """Lose the readers' connections."""
+        for reader in self._readers():
+            reader.synced = False
+
+    def _readers(self) -> Iterator[Reader]:
+        for consumer in self.consumers.values():
+            yield from list(consumer.readers.values())
+
+    # --- the network
+
+    def transmit(self, publish: Publish, group: list[int], messages: list[Message]) -> None:
+        """Send messages, one or an atomic batch, to the broker; its acknowledgement comes now, later or never."""
+
+        def store() -> list[Outcome]:
+            stream = self.stream
+            if any(message.event.body in self.refused for message in messages):
+                return [REFUSED] * len(messages)
+            if len(messages) > 1 and any(message.message_id in stream.known for message in messages):
+                return [KNOWN] * len(messages)
+            return [stream.publish(message) for message in messages]
+
+        def acknowledge(outcomes: list[Outcome]) -> None:
+            for index, outcome in zip(group, outcomes, strict=True):
+                publish.outcomes[index] = outcome
+
+        def store_late() -> None:
+            outcomes = store()
+            self.net.append(("acknowledgement", lambda: acknowledge(outcomes)))
+
+        if self.strikes("loss", 0.1):
+            return
+        if self.strikes("loss", 0.1):
+            self.net.append(("publish", store_late))
+            return
+        outcomes = store()
+        self.say("stored", outcomes, [message.message_id[-20:] for message in messages])
+        if self.strikes("loss", 0.1):
+            return
+        if self.strikes("loss", 0.2):
+            self.net.append(("acknowledgement", lambda: acknowledge(outcomes)))
+        else:
+            acknowledge(outcomes)
+
+    def request(self, consumer: str, node: str, question: Question, hear: Callable[[Answer], None]) -> None:
+        """Ask the reader of a node's partition; what it answers is heard later, if at all."""
+
+        def arrive() -> None:
+            asked = self.consumers.get(consumer)
+            reader = asked.readers[partition_of(node, asked.partitions)] if asked else None
+            answer = reader.answers.get(node) if reader and self.strikes("zombie", 0.1) else None
+            if answer is None and reader:
+                answer = reader.answer(node, question)
+            if answer is not None:
+                self.net.append(("answer", lambda: hear(answer)))
+
+        self.net.append(("question", arrive))
+
+    def archived(self, origin: Origin, epoch: str, first: int, last: int, upto: int) -> list[Event] | None:
+        """Return what the archive has of a range; None where it has not read up to a stream sequence (C5)."""
+        archive = self.consumers[ARCHIVE]
+        reader = archive.readers[partition_of(origin.node, archive.partitions)]
+        if not reader.synced or reader.incarnation != self.stream.created:
+            return None
+        if reader.committed < upto and not reader.at_end():
+            return None
+        bodies, held = archive.db.bodies, archive.db.held
+        found = {p: e for p, e in bodies.items() if p.epoch == epoch and first <= p.sequence <= last}
+        found |= {p: e for p, (e, _) in held.items() if p.epoch == epoch and first <= p.sequence <= last}
+        return [found[place] for place in sorted(found)]
+
+    def step_by_step(self, steps: Iterator[None]) -> None:
+        """Run transactions at once, or with others in between."""
+        if self.healed or self.chance(0.7):
+            for _ in steps:
+                pass
+        else:
+            self.net.append(("transaction", lambda: self._step(steps)))
+
+    def _step(self, steps: Iterator[None]) -> None:
+        for _ in steps:
+            self.net.append(("transaction", lambda: self._step(steps)))
+            return
+
+    def _travel(self) -> None:
+        for _ in range(1 + len(self.net) // 3):
+            if not self.net:
+                return
+            kind, arrive = self.net.pop(self.rng.randrange(len(self.net)) if self.chance(0.3) else 0)
+            if kind not in ("question", "answer") or not self.strikes("confloss", 0.1):
+                arrive()
+
+    def _arrive_all(self) -> None:
+        while self.net:
+            self.net.pop(0)[1]()
+
+    # --- the run
+
+    def run(self) -> None:
+        """Let things happen, heal, drain and check.
+
+        Raises:
+            ViolationError: a promise was broken.
+        """
+        for _ in range(self.pace.steps):
+            self._something_happens()
+        self._heal()
+        self._drain()
+        check(self)
+
+    def _something_happens(self) -> None:
+        self.tick += 1
+        what = self.rng.random()
+        if self._strikes and self.chance(self.pace.share):
+            STRIKES[self.rng.choice(self._strikes)](self)
+        elif what < 0.06:
+            self._write()
+        elif what < 0.25:
+            node = self.rng.choice(self.all_nodes())
+            if node.is_open:
+                node.relay(self.rng.choice(list(node.lanes.values())))
+        elif what < 0.55:
+            self._read()
+        elif what < 0.74:
+            self._confirm(self.rng.choice(self.all_nodes()))
+        elif what < 0.96:
+            self._travel()
+        else:
+            consumer = self.any_consumer()
+            if consumer.active:
+                self._retry(consumer)
+        for node in self.all_nodes():
+            if not node.is_open and self.chance(0.05):
+                node.open()
+
+    def _write(self) -> None:
+        node = self.rng.choice(self.nodes)
+        if node.is_open:
+            outbox = self.rng.choice(list(node.store.outboxes.values()))
+            for _ in range(self.rng.randint(1, 3)):
+                self._bodies += 1
+                event = outbox.append(self, self.rng.choice("kl"), self._bodies)
+                self.say("write", node.number, event)
+
+    def _read(self) -> None:
+        consumer = self.any_consumer()
+        if consumer.active:
+            reader = consumer.readers[self.rng.randrange(consumer.partitions)]
+            if reader.buffer and self.chance(0.6):
+                reader.commit()
+            elif self.chance(0.15):
+                reader.redeliver()
+            else:
+                reader.fetch(self.rng.randint(1, 12))
+
+    def _confirm(self, node: Node) -> None:
+        if node.is_open:
+            node.learn()
+            for name in node.needed:
+                node.ask(name)
+            node.free()
+
+    def _retry(self, consumer: Consumer) -> None:
+        intake = Intake(self, consumer)
+        intake.retry()
+        intake.finish()
+
+    def _heal(self) -> None:
+        self.say("--- HEAL")
+        self.healed = True
+        self._arrive_all()
+        self.failing.clear()
+        self.refused.clear()
+        if LATECOMER in self.consumers and not self.consumers[LATECOMER].active:
+            del self.consumers[LATECOMER]
+        self.stream.confirmed_by = self.confirmed_by
+        for node in self.all_nodes():
+            if not node.is_open:
+                node.open()
+        for node in self.nodes:  # life goes on: one more event each
+            for outbox in node.store.outboxes.values():
+                self._bodies += 1
+                outbox.append(self, "k", self._bodies)
+        self.disconnect()
+
+    def _settled(self) -> bool:
+        outboxes = [outbox for node in self.all_nodes() for outbox in node.store.outboxes.values()]
+        return (
+            not self.net
+            and not any(outbox.rows or outbox.dropped or outbox.withheld for outbox in outboxes)
+            and not any(consumer.db.parked or consumer.db.undecided for consumer in self.consumers.values())
+        )
+
+    def _drain(self) -> None:
+        for self.rounds in range(ROUNDS):
+            self.tick += self.pace.grace + 1
+            for node in self.all_nodes():
+                for lane in node.lanes.values():
+                    if self.rounds % RETRY_WITHHELD == 0:
+                        lane.try_withheld()
+                    node.relay(lane)
+            for _ in range(2):
+                for reader in self._readers():
+                    reader.fetch(1000)
+                    reader.fetch(1000)
+                    reader.commit()
+                    reader.redeliver()
+                for consumer in self.consumers.values():
+                    self._retry(consumer)
+            for node in self.all_nodes():
+                self._confirm(node)
+                self._arrive_all()
+                node.free()
+            if self._settled() and self.rounds > 2:
+                return
+        left = [
+            (node.name, node.number, outbox.origin.lane, list(outbox.rows), outbox.dropped, list(outbox.withheld))
+            for node in self.all_nodes()
+            for outbox in node.store.outboxes.values()
+            if outbox.rows or outbox.dropped or outbox.withheld
+        ]
+        parked = [(name, *each) for name, consumer in self.consumers.items() for each in consumer.db.parked.items()]
+        undecided = [(name, *consumer.db.undecided[:3]) for name, consumer in self.consumers.items()]
+        self.fail("5-not-drained", left, parked[:3], undecided)
+
+    def result(self, seed: int, violation: str | None) -> Result:
+        """Return what the run came to."""
+        return Result(seed, violation, self.rounds, self._bodies, self.oracle.resends, dict(self.oracle.soft))
+
+
+def simulate(
+    seed: int, faults: Iterable[str], *, rules: Rules = ALL, pace: Pace = PACE, verbose: bool = False
+) -> Result:
+    """Run one schedule."""
+    world = World(seed, faults, rules=rules, pace=pace, verbose=verbose)
+    try:
+        world.run()
+    except ViolationError as violation:
+        return world.result(seed, str(violation))
+    except Exception as error:  # the code that ships must not raise, whatever happens
+        if verbose:
+            raise
+        return world.result(seed, f"raised: {type(error).__name__}: {error}")
+    return world.result(seed, None)
