@@ -76,54 +76,54 @@ def operations(services: Sequence[RunningService]) -> Router:
     """Return the routes below ``/ops`` for the consumers of a process."""
     consumers = {service.name: service for service in services if service.intents is not None}
 
-    def consumer(name: str) -> tuple[RunningService, Intents]:
+    def found(name: str) -> tuple[RunningService, Intents]:
         service = consumers.get(name)
         if service is None or service.intents is None:
             raise ProblemError(404, phrase(404), f"no consumer {name!r} runs here", field="consumer")
         return service, service.intents
 
-    @get("/{consumer_name:str}/parked", responses=problem_responses([404, 422, 503]))
-    async def list_parked(consumer_name: FromPath[str], limit: Limit = 100) -> list[ParkedEvent]:
+    @get("/{consumer:str}/parked", responses=problem_responses([404, 422, 503]))
+    async def list_parked(consumer: FromPath[str], limit: Limit = 100) -> list[ParkedEvent]:
         """Return what is parked, the longest waiting first."""
-        rows = await consumer(consumer_name)[0].store.read(listed, limit)
+        rows = await found(consumer)[0].store.read(listed, limit)
         return [
             msgspec.convert({name: row[name] for name in ParkedEvent.__struct_fields__}, ParkedEvent, strict=False)
             for row in rows
         ]
 
-    @post("/{consumer_name:str}/parked/{id:int}/retry", status_code=200, responses=problem_responses([404, 422, 503]))
-    async def retry_parked(consumer_name: FromPath[str], id: FromPath[int]) -> Outcome:  # noqa: A002 - its name in HTTP
+    @post("/{consumer:str}/parked/{id:int}/retry", status_code=200, responses=problem_responses([404, 422, 503]))
+    async def retry_parked(consumer: FromPath[str], id: FromPath[int]) -> Outcome:  # noqa: A002 - its name in HTTP
         """Try a parked event again now."""
-        return Outcome(await consumer(consumer_name)[1].execute(Retry(_id(id))))
+        return Outcome(await found(consumer)[1].execute(Retry(_id(id))))
 
     @post(
-        "/{consumer_name:str}/parked/{id:int}/discard",
+        "/{consumer:str}/parked/{id:int}/discard",
         status_code=200,
         dto=JsonBody,
         guards=[json_only],
         responses=problem_responses([400, 404, 415, 422, 503]),
     )
-    async def discard_parked(consumer_name: FromPath[str], id: FromPath[int], data: JSONBody[Reason]) -> Outcome:  # noqa: A002
+    async def discard_parked(consumer: FromPath[str], id: FromPath[int], data: JSONBody[Reason]) -> Outcome:  # noqa: A002
         """Give a parked event up, on record; the later events of its key go on."""
-        return Outcome(await consumer(consumer_name)[1].execute(Discard(_id(id), data.reason)))
+        return Outcome(await found(consumer)[1].execute(Discard(_id(id), data.reason)))
 
-    @get("/{consumer_name:str}/gaps", responses=problem_responses([404, 422, 503]))
-    async def list_gaps(consumer_name: FromPath[str], limit: Limit = 100) -> list[Missing]:
+    @get("/{consumer:str}/gaps", responses=problem_responses([404, 422, 503]))
+    async def list_gaps(consumer: FromPath[str], limit: Limit = 100) -> list[Missing]:
         """Return the open holes, and the gaps and drops on record, the latest first."""
-        store = consumer(consumer_name)[0].store
+        store = found(consumer)[0].store
         return await store.read(lambda tx: [*holes(tx)[:limit], *recorded(tx, limit=limit)])
 
     @post(
-        "/{consumer_name:str}/gaps",
+        "/{consumer:str}/gaps",
         status_code=200,
         dto=JsonBody,
         guards=[json_only],
         responses=problem_responses([400, 404, 415, 422, 503]),
     )
-    async def close_gap(consumer_name: FromPath[str], data: JSONBody[Hole]) -> Outcome:
+    async def close_gap(consumer: FromPath[str], data: JSONBody[Hole]) -> Outcome:
         """Turn an open hole into a gap: what waits behind it takes effect, a late arrival is parked."""
         hole = CloseHole(data.node, data.service, data.epoch, data.first, data.last, data.reason)
-        return Outcome(await consumer(consumer_name)[1].execute(hole))
+        return Outcome(await found(consumer)[1].execute(hole))
 
     handlers: list[Any] = [list_parked, retry_parked, discard_parked, list_gaps, close_gap]
     return Router(path="/ops", route_handlers=handlers, tags=["operations"])

@@ -154,13 +154,14 @@ def test_a_data_folder_that_cannot_be_is_one_line(project: Path) -> None:
 
 
 def test_a_database_that_is_corrupt_is_one_line(project: Path) -> None:
-    database = project / "data" / "nodes" / "a" / "door.db"
+    """Half of what a consumer has done would be worse than none: it is not salvaged."""
+    database = project / "data" / "core" / "audit.db"
     database.parent.mkdir(parents=True)
     database.write_bytes(b"no database " * 1000)
-    result = forebay(project, "run", "edge.door", "--node", "a", "--port", "0", "--nats", AWAY)
-    assert result.returncode in (1, 78)
+    result = forebay(project, "run", "core.audit", "--port", "0", "--nats", AWAY)
+    assert result.returncode == 78
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("forebay: ")]
-    assert "door.db" in line
+    assert "audit.db" in line
     assert "Traceback" not in result.stderr
 
 

@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from forebay.intake import Taken
 from forebay.testing.nats_server import NatsServer
 from tests.faults.fleet import ROOT
 from tests.services.command_line import Running, forebay, running
@@ -39,7 +40,14 @@ SALE = {
 }
 PROCESS = {"/livez", "/readyz", "/metrics", "/outbox/{message_id}"}
 EDGE_PATHS = {"/till/sales", "/till/sales/{basket}", "/till/totals", "/gateway/events"}
+OPERATIONS = {
+    "/ops/{consumer}/gaps",
+    "/ops/{consumer}/parked",
+    "/ops/{consumer}/parked/{id}/discard",
+    "/ops/{consumer}/parked/{id}/retry",
+}
 CORE_PATHS = {
+    "/archive/conflicts",
     "/archive/events",
     "/archive/events/{message_id}",
     "/sales/stores",
@@ -120,7 +128,7 @@ def test_the_cores_metrics_are_prometheus_text_and_say_that_it_reads(core: Runni
         assert value(found["forebay_consumer_reading"], service=service) == 1
         assert value(found["forebay_consumer_suspended"], service=service) == 0
         outcomes = {s.labels["outcome"] for s in found["forebay_consumer_events"] if s.labels["service"] == service}
-        assert outcomes == {"applied", "skipped", "duplicates", "held", "parked"}
+        assert outcomes == set(Taken.__struct_fields__)
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_there(edge: Running, core: Running) -> None:
@@ -157,7 +165,7 @@ def test_what_is_not_there_is_a_problem_document_too(edge: Running, method: str,
 
 
 def test_one_document_describes_all_services_of_a_process(edge: Running, core: Running) -> None:
-    for url, paths in ((edge.url, EDGE_PATHS), (core.url, CORE_PATHS)):
+    for url, paths in ((edge.url, EDGE_PATHS), (core.url, CORE_PATHS | OPERATIONS)):
         assert set(httpx.get(f"{url}/schema/openapi.json").json()["paths"]) == paths | PROCESS
 
 
@@ -203,11 +211,21 @@ def test_the_edge_answers_as_its_document_says(
     probe(edge_document, edge, path, method)
 
 
-@pytest.mark.parametrize("path", [*sorted(PROCESS), *sorted(CORE_PATHS)])
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        *((path, "GET") for path in [*sorted(PROCESS), *sorted(CORE_PATHS)]),
+        ("/ops/{consumer}/gaps", "GET"),
+        ("/ops/{consumer}/gaps", "POST"),
+        ("/ops/{consumer}/parked", "GET"),
+        ("/ops/{consumer}/parked/{id}/discard", "POST"),
+        ("/ops/{consumer}/parked/{id}/retry", "POST"),
+    ],
+)
 def test_the_core_answers_as_its_document_says(
-    core_document: schemathesis.BaseSchema, core: Running, path: str
+    core_document: schemathesis.BaseSchema, core: Running, path: str, method: str
 ) -> None:
-    probe(core_document, core, path, "GET")
+    probe(core_document, core, path, method)
 
 
 def test_known_events_are_answered_as_the_document_says(

@@ -58,6 +58,7 @@ class Found(NamedTuple):
         try:
             if not connection.execute("select 1 from sqlite_master where name = 'forebay_gap'").fetchone():
                 return None
+            connection.execute("begin")  # all of it on one snapshot
             return query(SqliteTransaction(connection, "reading", writes=False))
         except sqlite3.DatabaseError as error:
             raise StoreError(f"{self.path} cannot be read: {error}", hint="is it a service's database?") from error
