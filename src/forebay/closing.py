@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from forebay.archive_reading import ArchiveReader
-from forebay.consumer import Consumer, Position
+from forebay.consumer import Consumer
 from forebay.delivery import Delivery
 from forebay.gaps import holes, record_gap
 from forebay.handlers import Handlers
@@ -25,6 +25,7 @@ from forebay.intake import Failing, Intake, Taken
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.streams import message_id_at
 from forebay.parking import leave_branch
+from forebay.positions import Position
 from forebay.protocol.archive import ArchivedMessage
 from forebay.protocol.closing import given_up, is_beyond, known_prevs, lost, next_hole, open_below, own_branch, targets
 from forebay.protocol.confirmation import OriginQuestion

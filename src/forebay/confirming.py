@@ -19,7 +19,8 @@ from forebay.backoff import Backoff
 from forebay.books import Books, keep_books, read_books
 from forebay.crash_points import reach
 from forebay.dropping import dropped
-from forebay.errors import LinkError, PublishRefusedError, StoreError
+from forebay.envelope import parse_time
+from forebay.errors import HeaderError, LinkError, PublishRefusedError, StoreError
 from forebay.freeing import Freed, Head, chain, floor, free, head, pass_drop, pass_withheld, standing
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
@@ -115,6 +116,7 @@ class Confirming:
         self._asked = anyio.Event()
         self._missed: dict[str, dict[str, list[Range]]] = {}
         self._unpassed: dict[str, dict[str, str]] = {}
+        self.clock_offset: float | None = None
         self._most_listed = LISTED
         self._books_at = 0.0
         self._books_settled = False
@@ -170,6 +172,7 @@ class Confirming:
         reach("confirm.asking")
         moved, failure = False, None
         for consumer in self.needed:
+            began = time.time()
             try:
                 reply = await self._connection.request(
                     f"confirm.event.{consumer}.{self._outbox.node}", question, timeout=TIMEOUT
@@ -180,6 +183,7 @@ class Confirming:
                     self._most_listed = max(1, self._most_listed // 4)
                 failure = error
                 continue
+            self.clock_offset = _offset(answer.clock, began, time.time())
             reach("confirm.answered")
             known_before = self.consumers.setdefault(consumer, Confirmations())
             self._unpassed[consumer] = unpassed(asked.question, answer, known_before.passed_upto)
@@ -419,6 +423,14 @@ class Confirming:
             reach("confirm.learned")
             self.confirmed_by = known
             self._outbox.sheddable = {}  # it was what the consumers of the older list have
+
+
+def _offset(clock: str, began: float, ended: float) -> float | None:
+    """Return the seconds that the core's wall clock is ahead of ours, the answer taken as of half the way."""
+    try:
+        return parse_time(clock).timestamp() - (began + ended) / 2
+    except HeaderError:
+        return None
 
 
 def _decode_answer(body: bytes, consumer: str) -> Answer:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
@@ -31,7 +31,7 @@ from forebay.jetstream.pulling import Pull
 from forebay.jetstream.streams import StreamState, consumer_info, message_id_at, stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.parking import HANDLER, Parked, due, next_retry, postpone
-from forebay.transaction import Transaction
+from forebay.positions import Position, forget_causes, forget_foreign, positions_of, write_position
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,6 @@ FAILURES_IN_A_ROW = 10
 
 RETRIES = 50
 """Parked events that are tried between two batches, at most."""
-
-
-class Position(NamedTuple):
-    """How far a partition has been read: the stream's incarnation, a sequence, and the message id there."""
-
-    incarnation: str
-    sequence: int
-    message_id: str
 
 
 class Consumer:
@@ -396,40 +388,6 @@ class Consumer:
             setattr(self.totals, field, getattr(self.totals, field) + getattr(taken, field))
         if taken.parked:
             logger.error("consumer.parked", extra={"consumer": self.name, "events": taken.parked})
-
-
-def positions_of(tx: Transaction, stream: str) -> dict[int, Position]:
-    """Return the position of each partition of a stream that has one."""
-    rows = tx.execute(
-        "select partition, incarnation, sequence, message_id from forebay_position where stream = :stream",
-        stream=stream,
-    )
-    return {row["partition"]: Position(row["incarnation"], row["sequence"], row["message_id"]) for row in rows}
-
-
-def forget_foreign(tx: Transaction, first_sequence: int, kept: float) -> None:
-    """Forget foreign ids that the stream has passed and that are older than ``kept`` seconds (I7)."""
-    tx.execute(
-        "delete from forebay_foreign where stream_sequence < :first and seen_at < :before",
-        first=first_sequence,
-        before=int((time.time() - kept) * 1000),
-    )
-
-
-def forget_causes(tx: Transaction, kept: float) -> None:
-    """Forget causes that are older than ``kept`` seconds (B5)."""
-    tx.execute("delete from forebay_cause where seen_at < :before", before=int((time.time() - kept) * 1000))
-
-
-def write_position(tx: Transaction, stream: str, partition: int, position: Position) -> None:
-    """Set a partition back to a position."""
-    tx.execute(
-        "update forebay_position set incarnation = :incarnation, sequence = :sequence, message_id = :message_id"
-        " where stream = :stream and partition = :partition",
-        stream=stream,
-        partition=partition,
-        **position._asdict(),
-    )
 
 
 def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:

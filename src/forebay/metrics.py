@@ -65,7 +65,12 @@ class _Snapshot(Collector):
             "forebay_relay_resent", "Events sent again since the start: a consumer missed them", labels=["service"]
         )
         paused = GaugeMetricFamily("forebay_relay_paused", "1 while the lane waits behind a refusal", labels=labels)
+        offset = GaugeMetricFamily(
+            "forebay_clock_offset_seconds", "How far the core's clock is ahead of this node's", labels=["service"]
+        )
         for service in self._services:
+            if service.confirming is not None and service.confirming.clock_offset is not None:
+                offset.add_metric([service.name], service.confirming.clock_offset)
             if service.relay is not None:
                 resent.add_metric([service.name], service.relay.resent)
             for row in self._lanes[service.name]:
@@ -79,7 +84,7 @@ class _Snapshot(Collector):
                 if lane is not None and service.relay is not None:
                     budget.add_metric(at, lane.budget_bytes)
                     paused.add_metric(at, service.relay.lanes[lane.name].problem is not None)
-        yield from (written, freed, dropped, withheld, size, budget, resent, paused)
+        yield from (written, freed, dropped, withheld, size, budget, resent, paused, offset)
 
     def _books_of_consumers(self) -> GaugeMetricFamily:
         events = GaugeMetricFamily(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from anyio.abc import TaskStatus
 
 from forebay import Message, Service, UnitOfWork
 from forebay.confirming import SHED_GRACE, Confirming
+from forebay.envelope import format_time
 from forebay.errors import LinkError
 from forebay.identity import Place, parse_message_id, partition_of
 from forebay.jetstream.connection import Connection, ConnectionConfig
@@ -617,3 +620,16 @@ async def test_a_node_that_runs_by_itself_has_its_events_confirmed_soon(
         await eventually(lambda: _is(node, ids[-1], "confirmed"), 10)
         ids = await node.store.write(open_doors, 21, 22)
         await eventually(lambda: _is(node, ids[-1], "confirmed"), 10)
+
+
+@pytest.mark.usefixtures("admin")
+async def test_a_node_knows_how_far_its_clock_is_from_the_cores_i8(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with emitting(nats_server, tmp_path, Clock()) as node, reading(nats_server, tmp_path):
+        await confirmed(node, await node.store.write(open_doors, 1, 1))
+        assert confirming_of(node).clock_offset == pytest.approx(0, abs=2)
+        ahead = time.time() + 3600
+        monkeypatch.setattr("forebay.answering.format_time", lambda _: format_time(datetime.fromtimestamp(ahead, UTC)))
+        await confirming_of(node).ask()
+        assert confirming_of(node).clock_offset == pytest.approx(3600, abs=10)
