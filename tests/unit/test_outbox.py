@@ -263,16 +263,24 @@ async def test_freeing_raises_the_floor_and_keeps_the_books_o1(node: Node) -> No
     assert [m.message_id for m in await node.rows()] == ids[4:]
 
 
-async def test_the_chain_reaches_down_to_the_oldest_epoch_with_rows_o2(node: Node) -> None:
+async def test_the_chain_reaches_down_to_the_oldest_epoch_that_a_consumer_has_not_passed_o2(node: Node) -> None:
     old = await node.emit(Sold(basket="1"))
     await node.reopen()
     new = await node.emit(Sold(basket="2"))
+    first, second = _place(old[0])[0], _place(new[0])[0]
+
+    async def chain(unpassed: set[str] | None) -> list[str]:
+        return [link.epoch for link in await node.store.read(freeing.chain, "ledger", unpassed)]
+
     epochs = await node.store.read(freeing.standing, "ledger")
     assert [f"{each.epoch}-{each.last}" for each in epochs] == [*old, *new]
-    await node.store.write(freeing.free, "ledger", _place(old[0])[0], 1, limit=9)
-    assert [link.prev for link in await node.store.read(freeing.chain, "ledger")] == old
-    await node.store.write(freeing.free, "ledger", _place(new[0])[0], 1, limit=9)
-    assert [link.prev for link in await node.store.read(freeing.chain, "ledger")] == old
+    assert await chain({second}) == [first, second], "rows of the first are still here"
+    await node.store.write(freeing.free, "ledger", first, 1, limit=9)
+    assert await chain({second}) == [second]
+    assert await chain({second, first}) == [first, second]
+    assert await chain(None) == [first, second], "a consumer has not said yet what it has"
+    await node.store.write(freeing.free, "ledger", second, 1, limit=9)
+    assert await chain({second}) == [second]
     assert await node.store.read(freeing.standing, "ledger") == []
 
 
