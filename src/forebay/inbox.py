@@ -108,12 +108,8 @@ class Inbox:
         )
         return False
 
-    def hold(self, identity: Identity, place: Place, delivery: Delivery) -> Place | None:
-        """Keep an event that waits for a hole to be repaired.
-
-        Returns:
-            The place that was given up for it: the highest that is held, where the origin holds too much (B3).
-        """
+    def hold(self, identity: Identity, place: Place, delivery: Delivery) -> None:
+        """Keep an event that waits for a hole to be repaired; the highest is given up where too many are held (B3)."""
         origin = self.of(identity, place)
         origin.hold(place)
         self._tx.execute(
@@ -132,7 +128,6 @@ class Inbox:
         if excess is not None:
             given_up = self.release(Origin(identity.node, identity.service, identity.lane), excess, 0)
             origin.give_up(excess, given_up.stream_sequence)
-        return excess
 
     def release(self, origin: Origin, place: Place, partition: int) -> Delivery:
         """Take a held event out; it takes effect in this transaction."""

@@ -152,14 +152,15 @@ class Intake:
         self.taken.missing += places.last - places.first + 1
 
     def retry(self, parked: Parked) -> None:
-        """Make the effect of a parked event and take it out; ``finish`` afterwards.
+        """Make the effect of a parked event and take it out, unless it was discarded since; ``finish`` afterwards.
 
         Raises:
             HandlerFailedError: its handler raised again.
             MessageError: it still cannot be read.
         """
+        if not self.parking.take_due(parked.id):
+            return
         identity = identify(parked.delivery.subject, parked.delivery.headers)
-        self.parking.remove(parked.id)
         place = identity.place
         if place is not None and place not in self.inbox.of(identity, place):
             self.take(0, parked.delivery)  # its envelope could not be read before: its origin waits for it

@@ -179,9 +179,20 @@ class Parking:
         """Take a withheld place out: nobody has its body any more, and its key goes on (B7, O3)."""
         row = self._wanted(origin, place)
         if row is not None:
-            self.remove(row["id"])
+            self._remove(row["id"])
 
-    def remove(self, id: int) -> None:  # noqa: A002 - the column's name
+    def take_due(self, id: int) -> bool:  # noqa: A002 - the column's name
+        """Take a row out for its retry; False where it is no longer to be retried: discarded, or abandoned since."""
+        (row,) = self._tx.execute(
+            "select count(*) as due from forebay_parked"
+            " where id = :id and retry_at is not null and discarded_at is null",
+            id=id,
+        )
+        if row["due"]:
+            self._remove(id)
+        return bool(row["due"])
+
+    def _remove(self, id: int) -> None:  # noqa: A002 - the column's name
         """Take a row out, and let the next of its key be retried at once."""
         rows = self._tx.execute(
             "delete from forebay_parked where id = :id returning node, service, lane, key, alone", id=id
@@ -288,7 +299,7 @@ def postpone(tx: Transaction, parked: Parked, reason: str, detail: str) -> None:
     """Note that a retry failed, and when the next one is."""
     tx.execute(
         "update forebay_parked set attempts = attempts + 1, reason = :reason, detail = :detail, retry_at = :retry_at"
-        " where id = :id",
+        " where id = :id and discarded_at is null",
         id=parked.id,
         reason=reason,
         detail=detail,

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from forebay import Event, Message, UnitOfWork
+from forebay.consumer import retry_one
 from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
-from forebay.intake import HandlerFailedError
+from forebay.intake import HandlerFailedError, take_all
+from forebay.parking import discard, due, postpone
 from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
 
@@ -425,3 +427,31 @@ async def test_an_origin_that_holds_too_much_gives_up_its_highest_event_b3(
     assert await effects(core) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     (row,) = await core.rows("select given_up from forebay_inbox")
     assert row["given_up"] is None
+
+
+async def test_an_event_that_was_discarded_after_it_was_found_due_is_not_acted_on_f1(
+    core: Core, stream: Stream
+) -> None:
+    """The reader looks for what is due, a person discards it, then the reader comes to it."""
+    late = event(stream, 1, FAILING, key="a")
+    failing = {f"{OLD}-1": "a handler's mistake"}
+    await core.store.write(take_all, handlers(), "EVENTS", "2017", [late], True, failing)
+    await core.store.write(lambda tx: tx.execute("update forebay_parked set retry_at = 1"))
+    (found,) = await core.store.read(due, 10)
+    await core.store.write(discard, found.id, "rung up by hand")
+
+    taken = await core.store.write(retry_one, _working(), found)
+    await core.store.write(postpone, found, "handler", "again")
+
+    assert (taken.applied, await effects(core)) == (0, [])
+    assert await core.rows("select discarded_why, retry_at, attempts from forebay_parked") == [
+        {"discarded_why": "rung up by hand", "retry_at": None, "attempts": 1}
+    ]
+
+
+def _working() -> Handlers:
+    known = Handlers()
+    known.add(
+        Rung, lambda tx, event: tx.execute("insert into effect (n, message_id) values (:n, '')", n=event.n), batch=False
+    )
+    return known
