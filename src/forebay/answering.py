@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from forebay.closing import Closing, Statement, says_something
 from forebay.consumer import Consumer
-from forebay.crash_points import reach
 from forebay.envelope import format_time
 from forebay.errors import ForebayError, MessageError
 from forebay.identity import NAME, PARTITIONS, partition_of
@@ -22,6 +20,7 @@ from forebay.jetstream.connection import Connection, Incoming
 from forebay.jetstream.streams import StreamState, stream_state
 from forebay.jetstream.topology.confirmed_by import KEY, parse
 from forebay.protocol.confirmation import VERSION, Answer, ConfirmedBy, EpochAnswer, Question
+from forebay.responding import Responder
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
 
@@ -41,42 +40,15 @@ class Answering:
     ) -> None:
         self._consumer = consumer
         self._closing = closing
-        self._tasks: TaskGroup | None = None
         self._store = store
         self._store_id = store_id
         self._connection = connection
-        self.answered = 0
+        answers = {f"confirm.event.{consumer.name}.*": self._answer, "confirm.list.*": self._list}
+        self._responder = Responder(connection, answers, lambda: consumer.reading)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            subscribe = self._connection.subscribe
-            subscriptions = [
-                await subscribe(f"confirm.event.{self._consumer.name}.*", partial(self._start, tasks, self._answer)),
-                await subscribe("confirm.list.*", partial(self._start, tasks, self._list)),
-            ]
-            task_status.started()
-            try:
-                await anyio.sleep_forever()
-            finally:
-                with anyio.move_on_after(1, shield=True):
-                    for subscription in subscriptions:
-                        await subscription.unsubscribe()
-
-    def _start(self, tasks: TaskGroup, answer: Callable[[Incoming], Awaitable[object]], request: Incoming) -> None:
-        if request.reply and self._consumer.reading:
-            tasks.start_soon(self._reply, answer, request)
-
-    async def _reply(self, answer: Callable[[Incoming], Awaitable[object]], request: Incoming) -> None:
-        try:
-            body = msgspec.json.encode(await answer(request))
-            reach("answer.read")
-            await self._connection.publish(request.reply, body)
-            reach("answer.sent")
-            self.answered += 1
-        except (ForebayError, msgspec.DecodeError) as error:  # the node asks again
-            logger.warning("confirmation.failed", extra={"subject": request.subject[:128], "reason": str(error)})
+        await self._responder.run(task_status=task_status)
 
     async def _list(self, _: Incoming) -> ConfirmedBy | None:
         return parse((await self._stream()).metadata.get(KEY))
@@ -96,8 +68,8 @@ class Answering:
         epochs, telling = await self._store.read(self._passed, statements)
         for statement in telling:
             ready = self._closing.heard(statement, partition, at_end=at_end)
-            if ready is not None and self._tasks is not None:
-                self._tasks.start_soon(self._close, ready, partition)
+            if ready is not None:
+                self._responder.beside(partial(self._close, ready, partition))
         return Answer(
             v=VERSION,
             consumer=consumer.name,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from forebay.consumer import Consumer
 from forebay.delivery import ReadArchive
-from forebay.errors import ForebayError, LinkError
+from forebay.errors import LinkError
 from forebay.identity import PARTITIONS, Origin, partition_of
 from forebay.inbox import held_between
 from forebay.jetstream.connection import Connection, Incoming
@@ -29,10 +27,10 @@ from forebay.protocol.archive import (
     EpochsAnswer,
     EpochsQuestion,
 )
+from forebay.responding import Responder
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
 
-logger = logging.getLogger(__name__)
 
 ARCHIVE = "archive"
 """The consumer that keeps every event: the one of this name in the stream's list (S3)."""
@@ -124,32 +122,12 @@ class ArchiveAnswering:
         self._store = store
         self._connection = connection
         self._read = read
+        answers = {SUBJECT: self._events, EPOCHS_SUBJECT: self._epochs}
+        self._responder = Responder(connection, answers, lambda: consumer.reading)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Answer until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            subscribe = self._connection.subscribe
-            subscriptions = [
-                await subscribe(SUBJECT, partial(self._start, tasks, self._events)),
-                await subscribe(EPOCHS_SUBJECT, partial(self._start, tasks, self._epochs)),
-            ]
-            task_status.started()
-            try:
-                await anyio.sleep_forever()
-            finally:
-                with anyio.move_on_after(1, shield=True):
-                    for subscription in subscriptions:
-                        await subscription.unsubscribe()
-
-    def _start(self, tasks: TaskGroup, answer: Callable[[Incoming], Awaitable[object]], request: Incoming) -> None:
-        if request.reply and self._consumer.reading:
-            tasks.start_soon(self._reply, answer, request)
-
-    async def _reply(self, answer: Callable[[Incoming], Awaitable[object]], request: Incoming) -> None:
-        try:
-            await self._connection.publish(request.reply, msgspec.json.encode(await answer(request)))
-        except (ForebayError, msgspec.DecodeError) as error:  # the consumer asks again
-            logger.warning("archive.unanswered", extra={"reason": str(error)})
+        await self._responder.run(task_status=task_status)
 
     async def _epochs(self, request: Incoming) -> EpochsAnswer:
         question = msgspec.json.decode(request.body, type=EpochsQuestion)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 
 import anyio
 from anyio.abc import TaskStatus
@@ -27,9 +26,6 @@ logger = logging.getLogger(__name__)
 
 INTERVAL = 5.0
 """Seconds between looks for open holes."""
-
-BEGUN = "begun-with-the-archive"
-"""The id of the record of what is done once in a store's life."""
 
 
 class Filling:
@@ -99,15 +95,9 @@ def _watermark(tx: Transaction, origin: Origin, epoch: str) -> int:
     return int(rows[0]["watermark"]) if rows else 0
 
 
-def _has_begun(tx: Transaction) -> Sequence[object]:
-    return tx.execute("select 1 from forebay_intent where id = :id", id=BEGUN)
+def _has_begun(tx: Transaction) -> bool:
+    return tx.execute("select archive_taken_at from forebay_store")[0]["archive_taken_at"] is not None
 
 
 def _note_begun(tx: Transaction) -> None:
-    now = time.time_ns() // 1_000_000
-    tx.execute(
-        "insert into forebay_intent (id, kind, arguments, requested_at, done_at, outcome)"
-        " values (:id, 'begin', '{}', :now, :now, 'has everything that the archive had then') on conflict do nothing",
-        id=BEGUN,
-        now=now,
-    )
+    tx.execute("update forebay_store set archive_taken_at = :now", now=time.time_ns() // 1_000_000)

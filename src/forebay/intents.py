@@ -163,8 +163,8 @@ def folder_of(database: Path) -> Path:
 def _record(tx: Transaction, name: str, intent: Intent, outcome: str) -> None:
     now = time.time_ns() // 1_000_000
     tx.execute(
-        "insert into forebay_intent (id, kind, arguments, requested_at, done_at, outcome)"
-        " values (:id, :kind, :arguments, :now, :now, :outcome)",
+        "insert into forebay_intent (id, kind, arguments, done_at, outcome)"
+        " values (:id, :kind, :arguments, :now, :outcome)",
         id=name,
         kind=type(intent).__struct_config__.tag,
         arguments=msgspec.json.encode(intent).decode(),

@@ -108,12 +108,14 @@ create index forebay_parked_key on forebay_parked (node, service, lane, key, id)
 create index forebay_parked_due on forebay_parked (retry_at) where retry_at is not null and discarded_at is null;
 create index forebay_parked_place on forebay_parked (epoch, sequence) where epoch is not null;
 
--- What a person asked for, by the command line or over HTTP; the reader executes it and writes the outcome (S7).
+-- What a person asked for, by the command line or over HTTP, as the reader executed it, with the outcome (S7).
 create table forebay_intent (
     id text primary key,
     kind text not null,
     arguments text not null,
-    requested_at integer not null,
-    done_at integer,
-    outcome text
+    done_at integer not null,
+    outcome text not null
 ) strict, without rowid;
+
+-- When this consumer had taken in everything that the archive had, once in the store's life (C5).
+alter table forebay_store add column archive_taken_at integer;
