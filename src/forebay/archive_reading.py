@@ -31,7 +31,6 @@ from forebay.responding import Responder
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
 
-
 ARCHIVE = "archive"
 """The consumer that keeps every event: the one of this name in the stream's list (S3)."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import anyio
 import msgspec
@@ -18,23 +18,19 @@ from anyio.abc import TaskStatus
 from forebay.backoff import Backoff
 from forebay.books import Books, keep_books, read_books
 from forebay.crash_points import reach
-from forebay.dropping import dropped
-from forebay.envelope import parse_time
-from forebay.errors import HeaderError, LinkError, PublishRefusedError, StoreError
-from forebay.freeing import Freed, Head, chain, floor, free, head, pass_drop, pass_withheld, standing
+from forebay.errors import LinkError, PublishRefusedError, StoreError
+from forebay.freeing import Freed, Head, free, head, pass_drop, pass_withheld, standing
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
 from forebay.outbox import Outbox
 from forebay.protocol.confirmation import (
-    VERSION,
     Answer,
     Confirmations,
     ConfirmedBy,
-    OriginQuestion,
-    Question,
     unpassed,
 )
-from forebay.protocol.resending import Forwarded, missed
+from forebay.protocol.resending import missed
+from forebay.questions import LISTED, Asked, clock_offset, decode_answer, decode_list, prepare
 from forebay.relay import Relay
 from forebay.sequences import Range, within, without
 from forebay.transaction import Transaction
@@ -64,27 +60,11 @@ FREE_LIMIT = 1000
 BOOKS_INTERVAL = 60.0
 """Seconds between the books that are written down while events are under way; and once when all are confirmed."""
 
-LISTED = 500
-"""Ranges of drops, and withheld places, of a lane in one question, the oldest; the next ones follow when these are
-passed."""
-
-
 Fate = Literal["confirmed", "pending", "missed", "dropped", "withheld"]
 """What became of an event for one consumer."""
 
 _NOBODY = Confirmations()
 """What is known of a consumer that has not answered."""
-
-
-class Asked(NamedTuple):
-    """A question, and what had been forwarded when it was asked, per lane and epoch.
-
-    ``gone`` are the places that the node cannot send again: freed, dropped or withheld.
-    """
-
-    question: Question
-    forwarded: dict[str, dict[str, list[Forwarded]]]
-    gone: dict[str, list[Range]]
 
 
 class Confirming:
@@ -166,7 +146,7 @@ class Confirming:
         """
         if not self.needed:
             reply = await self._connection.request(f"confirm.list.{self._outbox.node}", b'{"v":1}', timeout=TIMEOUT)
-            await self._learn(_decode_list(reply.body))
+            await self._learn(decode_list(reply.body))
         asked = await self._store.read(self._prepare)
         question = msgspec.json.encode(asked.question)
         reach("confirm.asking")
@@ -177,13 +157,13 @@ class Confirming:
                 reply = await self._connection.request(
                     f"confirm.event.{consumer}.{self._outbox.node}", question, timeout=TIMEOUT
                 )
-                answer = _decode_answer(reply.body, consumer)
+                answer = decode_answer(reply.body, consumer)
             except LinkError as error:
                 if isinstance(error, PublishRefusedError):  # too large for the broker: ask about fewer places
                     self._most_listed = max(1, self._most_listed // 4)
                 failure = error
                 continue
-            self.clock_offset = _offset(answer.clock, began, time.time())
+            self.clock_offset = clock_offset(answer.clock, began, time.time())
             reach("confirm.answered")
             known_before = self.consumers.setdefault(consumer, Confirmations())
             self._unpassed[consumer] = unpassed(asked.question, answer, known_before.passed_upto)
@@ -361,35 +341,8 @@ class Confirming:
         return "missed" if missed else "pending"
 
     def _prepare(self, tx: Transaction) -> Asked:
-        """Return what to ask, and what had been forwarded by then: an answer judges nothing that came later (C2)."""
-        origins = []
-        forwarded: dict[str, dict[str, list[Forwarded]]] = {}
-        gone: dict[str, list[Range]] = {}
-        for lane, state in self._relay.lanes.items():
-            sent = state.sent
-            epochs = standing(tx, lane)
-            forwarded[lane] = state.known_forwards([Place(each.epoch, each.last) for each in epochs])
-            for each in epochs:
-                sent_since = without(each.withheld, without(each.withheld, state.bodies.get(each.epoch, ())))
-                gone[each.epoch] = without([(1, each.first - 1), *each.aside], sent_since)
-            if links := chain(tx, lane, self._unpassed_in(lane)):
-                segment = state.forwards.covering(sent) if sent else None
-                withheld = listed(tx, lane)
-                # Below the floor a place that is not listed counts as nobody's (B7): then the floor is not said.
-                whole = not any(each.passed for each in withheld[self._most_listed :])
-                origins.append(
-                    OriginQuestion(
-                        service=self._outbox.service,
-                        lane=lane,
-                        chain=links,
-                        floor=floor(tx, lane) if whole else None,
-                        forwarded=str(sent) if sent else None,
-                        stream_sequence=segment.stream_sequence if segment else None,
-                        drops=dropped(tx, lane, self._most_listed),
-                        withheld=[each.place for each in withheld[: self._most_listed]],
-                    )
-                )
-        return Asked(Question(VERSION, origins), forwarded, gone)
+        known = {lane: self._unpassed_in(lane) for lane in self._relay.lanes}
+        return prepare(tx, self._outbox.service, self._relay.lanes, known, self._most_listed)
 
     def _unpassed_in(self, lane: str) -> set[str] | None:
         """The oldest epoch of a lane that each needed consumer has not passed; None where that is not known of one."""
@@ -423,28 +376,3 @@ class Confirming:
             reach("confirm.learned")
             self.confirmed_by = known
             self._outbox.sheddable = {}  # it was what the consumers of the older list have
-
-
-def _offset(clock: str, began: float, ended: float) -> float | None:
-    """Return the seconds that the core's wall clock is ahead of ours, the answer taken as of half the way."""
-    try:
-        return parse_time(clock).timestamp() - (began + ended) / 2
-    except HeaderError:
-        return None
-
-
-def _decode_answer(body: bytes, consumer: str) -> Answer:
-    try:
-        answer = msgspec.json.decode(body, type=Answer)
-    except msgspec.DecodeError as error:
-        raise LinkError(f"the confirmation of {consumer} cannot be read: {error}") from error
-    if (answer.v, answer.consumer) != (VERSION, consumer):
-        raise LinkError(f"{consumer} was asked, and {answer.consumer!r} answered in version {answer.v}")
-    return answer
-
-
-def _decode_list(body: bytes) -> ConfirmedBy | None:
-    try:
-        return msgspec.json.decode(body, type=ConfirmedBy | None)
-    except msgspec.DecodeError as error:
-        raise LinkError(f"the list of consumers cannot be read: {error}") from error

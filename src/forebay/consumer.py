@@ -20,18 +20,18 @@ from anyio.abc import TaskStatus
 from forebay.backoff import Backoff
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
-from forebay.errors import ForebayError, LinkError, MessageError, StoreError, TopologyError
+from forebay.errors import LinkError, MessageError, StoreError, TopologyError
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, parse_message_id
-from forebay.intake import Failing, HandlerFailedError, Intake, Taken, one_line, take_all
+from forebay.intake import HandlerFailedError, Taken, one_line, take_all
 from forebay.jetstream.claims import claim_durable
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.pulling import Delivery as Pulled
 from forebay.jetstream.pulling import Pull
 from forebay.jetstream.streams import StreamState, consumer_info, message_id_at, stream_state
 from forebay.jetstream.topology.checks import stream_problems
-from forebay.parking import HANDLER, Parked, due, next_retry, postpone
 from forebay.positions import Position, forget_causes, forget_foreign, positions_of, write_position
+from forebay.retries import Retries
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -45,19 +45,12 @@ FOREIGN_KEPT = 7 * 24 * 3600
 CAUSES_KEPT = 30 * 24 * 3600
 """Seconds for which causes are kept: as long as a backup of an emitter may be old (B5)."""
 
-FAILURES_IN_A_ROW = 10
-"""Handlers' failures over different keys, with no success between, after which the consumer stops reading (F2)."""
-
-RETRIES = 50
-"""Parked events that are tried between two batches, at most."""
-
 
 class Consumer:
     """Reads all partitions of a stream for one service. Start it with ``run``.
 
     Attributes:
         problem: why nothing is read at the moment, in a sentence; None while it reads.
-        suspended: why it only retries what is parked and reads nothing new; None while it reads (F2).
         totals: what was done since the start, in events.
         committed: the last stream sequence committed per partition since the durables were set.
     """
@@ -87,9 +80,7 @@ class Consumer:
         self._wakened = anyio.Event()
         self._broken: str | None = None
         self.problem: str | None = "not started"
-        self.suspended: str | None = None
-        self._failed_in_a_row: set[str] = set()
-        self._retry_at: float | None = None
+        self._retries = Retries(name, handlers, store, self._count, clock)
         self._rewinds: dict[int, tuple[Position, Callable[[UnitOfWork], None]]] = {}
         self.totals = Taken()
         self.incarnation: str | None = None
@@ -142,7 +133,7 @@ class Consumer:
         positions = await self._store.read(positions_of, self.stream)
         await self._store.write(forget_foreign, state.first, FOREIGN_KEPT)
         await self._store.write(forget_causes, CAUSES_KEPT)
-        await self._look_for_retries()
+        await self._retries.look()
         for partition in self._partitions:
             durable = f"{self.name}-{partition}"
             await claim_durable(
@@ -202,14 +193,14 @@ class Consumer:
                     self._wakened = anyio.Event()
                     if self._rewinds:
                         await self._rewind()
-                    retried = await self._retry_due()
+                    retried = await self._retries.run_due()
                     batch = [] if self.suspended else self._next_batch()
                     if batch:
                         reach("consume.delivered")
                         with anyio.CancelScope(shield=True):  # a commit is never cut off from its acknowledgement
                             await self._commit(batch)
                     elif not retried:
-                        with anyio.move_on_after(self._until_retry()):
+                        with anyio.move_on_after(self._retries.until_next()):
                             await self._wakened.wait()
                     await anyio.lowlevel.checkpoint()
             except StoreError as error:
@@ -266,7 +257,7 @@ class Consumer:
                 self._acknowledge(part)
                 reach("consume.acknowledged")
                 self._count(taken)
-                await self._judge_row(taken, failing)
+                await self._retries.committed(taken, failing)
                 if taken.parked:
                     failing.clear()
                 batch, size = batch[size:], len(batch)
@@ -281,19 +272,7 @@ class Consumer:
             exc_info=cause,
         )
 
-    async def _judge_row(self, taken: Taken, failing: Failing) -> None:
-        """Suspend reading after too many failures in a row: it is likely not the events' fault (F2)."""
-        if taken.applied:
-            self._failed_in_a_row.clear()
-        if taken.parked:
-            self._failed_in_a_row.update(failing)
-        if taken.parked or taken.filled:
-            await self._look_for_retries()
-        if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW and self.suspended is None:
-            self.suspended = f"{len(self._failed_in_a_row)} events in a row failed: waits for a retry to succeed"
-            logger.error("consumer.suspended", extra={"consumer": self.name, "reason": self.suspended})
-
-    # --- retries, and what else changes the state of origins (S7)
+    # --- what else changes the state of origins (S7)
 
     async def settle(self, unit: Callable[..., Taken], /, *args: Any) -> Taken:
         """Run ``unit(work, *args, failing)`` until no handler fails in it that is not parked; count what it did.
@@ -324,8 +303,13 @@ class Consumer:
 
     def look_again(self) -> None:
         """Say that parked events may be due earlier than was known."""
-        self._retry_at = self._clock()
+        self._retries.look_again()
         self._wakened.set()
+
+    @property
+    def suspended(self) -> str | None:
+        """Why it only retries what is parked and reads nothing new; None while it reads (F2)."""
+        return self._retries.suspended
 
     async def _rewind(self) -> None:
         for partition, (position, also) in self._rewinds.items():
@@ -337,42 +321,6 @@ class Consumer:
             await self._store.write(unit)
         self._rewinds.clear()
         self._break("events that were given up are read again")
-
-    async def _retry_due(self) -> bool:
-        """Try the parked events whose time has come; return whether there were any."""
-        if self._retry_at is None or self._retry_at > self._clock():
-            return False
-        waiting = await self._store.read(due, RETRIES)
-        for parked in waiting:
-            with anyio.CancelScope(shield=True):
-                await self._retry(parked)
-        await self._look_for_retries()
-        return bool(waiting)
-
-    async def _retry(self, parked: Parked) -> None:
-        extra = {"consumer": self.name, "message_id": parked.message_id, "attempts": parked.attempts}
-        try:
-            self._count(await self._store.write(retry_one, self._handlers, parked))
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it stays parked with it
-            reason = error.reason if isinstance(error, MessageError) else HANDLER
-            detail = str(error) if isinstance(error, ForebayError) else one_line(error)
-            await self._store.write(postpone, parked, reason, detail)
-            logger.warning("consumer.retry_failed", extra={**extra, "reason": detail})
-        else:
-            logger.info("consumer.retried", extra=extra)
-            self._failed_in_a_row.clear()
-            if self.suspended is not None:
-                self.suspended = None
-                logger.warning("consumer.resumed", extra={"consumer": self.name})
-
-    async def _look_for_retries(self) -> None:
-        wait = await self._store.read(next_retry)
-        self._retry_at = None if wait is None else self._clock() + max(0.0, wait)
-
-    def _until_retry(self) -> float | None:
-        return None if self._retry_at is None else max(0.01, self._retry_at - self._clock())
 
     def _acknowledge(self, batch: list[tuple[int, Pulled]]) -> None:
         last = dict(batch)  # the last of each partition: ack_policy all
@@ -388,13 +336,6 @@ class Consumer:
             setattr(self.totals, field, getattr(self.totals, field) + getattr(taken, field))
         if taken.parked:
             logger.error("consumer.parked", extra={"consumer": self.name, "events": taken.parked})
-
-
-def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:
-    """Make a parked event's effect, in one unit of work with its leaving the parking; raises as ``Intake.retry``."""
-    intake = Intake(work, handlers)
-    intake.retry(parked)
-    return intake.finish()
 
 
 def _message_id(pulled: Pulled) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from forebay import Event, Message, UnitOfWork
-from forebay.consumer import retry_one
 from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
 from forebay.intake import HandlerFailedError, take_all
 from forebay.parking import discard, due, postpone
+from forebay.retries import retry_one
 from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from forebay import Event, Message, Service, UnitOfWork
-from forebay.consumer import FAILURES_IN_A_ROW, Consumer
+from forebay.consumer import Consumer
 from forebay.jetstream.connection import Connection
 from forebay.parking import discard, retry
+from forebay.retries import FAILURES_IN_A_ROW
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import (

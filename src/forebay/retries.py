@@ -1,0 +1,108 @@
+"""Retries of what is parked, and when reading stops because too much fails (rules F1, F2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from forebay.errors import ForebayError, MessageError, StoreError
+from forebay.handlers import Handlers
+from forebay.intake import Failing, Intake, Taken, one_line
+from forebay.parking import HANDLER, Parked, due, next_retry, postpone
+from forebay.unit_of_work import UnitOfWork, UnitStore
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 10
+"""Handlers' failures over different keys, with no success between, after which the consumer stops reading (F2)."""
+
+RETRIES = 50
+"""Parked events that are tried between two batches, at most."""
+
+
+class Retries:
+    """The retries of one consumer; it runs them between its batches.
+
+    Attributes:
+        suspended: why nothing new is to be read until a retry succeeds; None while it is.
+    """
+
+    def __init__(
+        self,
+        consumer: str,
+        handlers: Handlers,
+        store: UnitStore,
+        count: Callable[[Taken], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._consumer = consumer
+        self._handlers = handlers
+        self._store = store
+        self._count = count
+        self._clock = clock
+        self._failed_in_a_row: set[str] = set()
+        self._retry_at: float | None = None
+        self.suspended: str | None = None
+
+    async def run_due(self) -> bool:
+        """Try the parked events whose time has come; return whether there were any."""
+        if self._retry_at is None or self._retry_at > self._clock():
+            return False
+        waiting = await self._store.read(due, RETRIES)
+        for parked in waiting:
+            with anyio.CancelScope(shield=True):
+                await self._retry(parked)
+        await self.look()
+        return bool(waiting)
+
+    async def committed(self, taken: Taken, failing: Failing) -> None:
+        """Take note of a batch: too many failures in a row are likely not the events' fault (F2)."""
+        if taken.applied:
+            self._failed_in_a_row.clear()
+        if taken.parked:
+            self._failed_in_a_row.update(failing)
+        if taken.parked or taken.filled:
+            await self.look()
+        if len(self._failed_in_a_row) >= FAILURES_IN_A_ROW and self.suspended is None:
+            self.suspended = f"{len(self._failed_in_a_row)} events in a row failed: waits for a retry to succeed"
+            logger.error("consumer.suspended", extra={"consumer": self._consumer, "reason": self.suspended})
+
+    async def look(self) -> None:
+        """Look into the database for the time of the next retry."""
+        wait = await self._store.read(next_retry)
+        self._retry_at = None if wait is None else self._clock() + max(0.0, wait)
+
+    def look_again(self) -> None:
+        """Say that parked events may be due earlier than was known."""
+        self._retry_at = self._clock()
+
+    def until_next(self) -> float | None:
+        """Return the seconds until the next retry, or None where none is due."""
+        return None if self._retry_at is None else max(0.01, self._retry_at - self._clock())
+
+    async def _retry(self, parked: Parked) -> None:
+        extra = {"consumer": self._consumer, "message_id": parked.message_id, "attempts": parked.attempts}
+        try:
+            self._count(await self._store.write(retry_one, self._handlers, parked))
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it stays parked with it
+            reason = error.reason if isinstance(error, MessageError) else HANDLER
+            detail = str(error) if isinstance(error, ForebayError) else one_line(error)
+            await self._store.write(postpone, parked, reason, detail)
+            logger.warning("consumer.retry_failed", extra={**extra, "reason": detail})
+        else:
+            logger.info("consumer.retried", extra=extra)
+            self._failed_in_a_row.clear()
+            if self.suspended is not None:
+                self.suspended = None
+                logger.warning("consumer.resumed", extra={"consumer": self._consumer})
+
+
+def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:
+    """Make a parked event's effect, in one unit of work with its leaving the parking; raises as ``Intake.retry``."""
+    intake = Intake(work, handlers)
+    intake.retry(parked)
+    return intake.finish()
