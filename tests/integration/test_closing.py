@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -18,7 +18,15 @@ from forebay.gaps import holes, recorded
 from forebay.identity import Place, parse_message_id, partition_of
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.streams import api_request
-from forebay.protocol.confirmation import Answer, DroppedRange, EpochAnswer, OriginQuestion, Question, WithheldPlace
+from forebay.protocol.confirmation import (
+    Answer,
+    ChainLink,
+    DroppedRange,
+    EpochAnswer,
+    OriginQuestion,
+    Question,
+    WithheldPlace,
+)
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import (
@@ -229,103 +237,91 @@ async def held_above(node: RunningService, audit: RunningService, hole: range, l
     return place_of(ids[0]).epoch
 
 
+class Holed(NamedTuple):
+    """A consumer with a hole, what its node says of the origin, and a connection to say it as the node does."""
+
+    admin: Connection
+    audit: RunningService
+    epoch: str
+    said: OriginQuestion
+
+
+@asynccontextmanager
+async def with_a_hole(server: NatsServer, folder: Path, hole: range, last: int) -> AsyncIterator[Holed]:
+    """Let a node write, lose some of it on the way, and stop."""
+    async with connected(server.url, node="admin") as admin:
+        await apply(admin, "audit")
+        async with reading(server, folder) as audit:
+            async with emitting(server, folder) as node:
+                epoch = await held_above(node, audit, hole, last)
+                consumer = audit.consumer
+                assert consumer is not None
+                await until(lambda: consumer.committed[PARTITION] == last - len(hole))
+            yield Holed(admin, audit, epoch, OriginQuestion("door", "ledger", [ChainLink(epoch, "none")]))
+
+
 async def test_a_dropped_range_is_passed_as_missing_and_a_held_event_takes_effect_o3(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    async with connected(nats_server.url, node="admin") as admin:
-        await apply(admin, "audit")
-        async with reading(nats_server, tmp_path) as audit:
-            async with emitting(nats_server, tmp_path) as node:
-                epoch = await held_above(node, audit, range(3, 6), 8)
-            chain = [{"epoch": epoch, "prev": "none"}]
-            said = msgspec.convert({"service": "door", "lane": "ledger", "chain": chain}, OriginQuestion)
-            said = msgspec.structs.replace(said, drops=[DroppedRange(epoch, 2, 6)])
-            await answers(admin, said, epoch, EpochAnswer(watermark=8, missing=[(3, 5)]))
-            assert await numbers(audit.store) == [1, 2, 6, 7, 8]
-            (drop,) = await audit.store.read(recorded)
-            assert (drop.kind, drop.first, drop.last) == ("drop", 3, 5)
+    async with with_a_hole(nats_server, tmp_path, range(3, 6), 8) as (admin, audit, epoch, said):
+        said = msgspec.structs.replace(said, drops=[DroppedRange(epoch, 2, 6)])
+        await answers(admin, said, epoch, EpochAnswer(watermark=8, missing=[(3, 5)]))
+        assert await numbers(audit.store) == [1, 2, 6, 7, 8]
+        (drop,) = await audit.store.read(recorded)
+        assert (drop.kind, drop.first, drop.last) == ("drop", 3, 5)
 
 
 async def test_a_withheld_place_is_parked_without_its_body_and_its_key_waits_for_it_o4(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    async with connected(nats_server.url, node="admin") as admin:
-        await apply(admin, "audit")
-        async with reading(nats_server, tmp_path) as audit:
-            async with emitting(nats_server, tmp_path) as node:
-                epoch = await held_above(node, audit, range(3, 4), 5)
-            chain = [{"epoch": epoch, "prev": "none"}]
-            said = msgspec.convert({"service": "door", "lane": "ledger", "chain": chain}, OriginQuestion)
-            listed = msgspec.structs.replace(said, withheld=[WithheldPlace(epoch, 3, "front")])
-            await answers(admin, listed, epoch, EpochAnswer(watermark=5, wanted=[(3, 3)]))
-            assert await numbers(audit.store) == [1, 2], "4 and 5 are of its key"
-            async with emitting(nats_server, tmp_path):  # it sends again what it has, the body among it
-                await eventually(partial(noted, audit, [1, 2, 3, 4, 5]))
-            assert await rows(audit.store, "select count(*) from forebay_parked") == [(0,)]
-            await answers(admin, said, epoch, EpochAnswer(watermark=5))
+    async with with_a_hole(nats_server, tmp_path, range(3, 4), 5) as (admin, audit, epoch, said):
+        listed = msgspec.structs.replace(said, withheld=[WithheldPlace(epoch, 3, "front")])
+        await answers(admin, listed, epoch, EpochAnswer(watermark=5, wanted=[(3, 3)]))
+        assert await numbers(audit.store) == [1, 2], "4 and 5 are of its key"
+        async with emitting(nats_server, tmp_path):  # it sends again what it has, the body among it
+            await eventually(partial(noted, audit, [1, 2, 3, 4, 5]))
+        assert await rows(audit.store, "select count(*) from forebay_parked") == [(0,)]
+        await answers(admin, said, epoch, EpochAnswer(watermark=5))
 
 
 async def test_a_withheld_place_below_a_floor_that_lists_it_no_longer_is_a_gap_b7(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    async with connected(nats_server.url, node="admin") as admin:
-        await apply(admin, "audit")
-        async with reading(nats_server, tmp_path) as audit:
-            async with emitting(nats_server, tmp_path) as node:
-                epoch = await held_above(node, audit, range(3, 4), 5)
-            chain = [{"epoch": epoch, "prev": "none"}]
-            said = msgspec.convert({"service": "door", "lane": "ledger", "chain": chain}, OriginQuestion)
-            listed = msgspec.structs.replace(said, withheld=[WithheldPlace(epoch, 3, "front")])
-            await answers(admin, listed, epoch, EpochAnswer(watermark=5, wanted=[(3, 3)]))
-            gone = msgspec.structs.replace(said, floor=f"{epoch}-5")
-            await answers(admin, gone, epoch, EpochAnswer(watermark=5))  # what lies below the floor is not listed
-            await eventually(partial(noted, audit, [1, 2, 4, 5]))
-            assert [(each.kind, each.first) for each in await audit.store.read(recorded)] == [("gap", 3)]
+    async with with_a_hole(nats_server, tmp_path, range(3, 4), 5) as (admin, audit, epoch, said):
+        listed = msgspec.structs.replace(said, withheld=[WithheldPlace(epoch, 3, "front")])
+        await answers(admin, listed, epoch, EpochAnswer(watermark=5, wanted=[(3, 3)]))
+        gone = msgspec.structs.replace(said, floor=f"{epoch}-5")
+        await answers(admin, gone, epoch, EpochAnswer(watermark=5))  # what lies below the floor is not listed
+        await eventually(partial(noted, audit, [1, 2, 4, 5]))
+        assert [(each.kind, each.first) for each in await audit.store.read(recorded)] == [("gap", 3)]
 
 
 async def test_an_event_that_arrives_inside_a_gap_is_kept_apart_and_blocks_nothing_b4(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    async with connected(nats_server.url, node="admin") as admin:
-        await apply(admin, "audit")
-        async with reading(nats_server, tmp_path) as audit:
-            async with emitting(nats_server, tmp_path) as node:
-                epoch = await held_above(node, audit, range(3, 4), 5)
-            said = msgspec.convert(
-                {"service": "door", "lane": "ledger", "chain": [{"epoch": epoch, "prev": "none"}]}, OriginQuestion
-            )
-            floor = msgspec.structs.replace(said, floor=f"{epoch}-4")  # a lie of a clone, say: the node has them all
-            await answers(admin, floor, epoch, EpochAnswer(watermark=5))
-            await answers(admin, said, epoch, EpochAnswer(watermark=5, missing=[(3, 3)]))
-            async with emitting(nats_server, tmp_path) as node:
-                await answers(admin, said, epoch, EpochAnswer(watermark=5))
-                assert await numbers(audit.store) == [1, 2, 4, 5]
-                found = await rows(audit.store, "select reason, sequence, retry_at from forebay_parked")
-                assert found == [("late", 3, None)]
-                await node.store.write(open_doors, 6, 6)
-                await eventually(partial(noted, audit, [1, 2, 4, 5, 6]))
+    async with with_a_hole(nats_server, tmp_path, range(3, 4), 5) as (admin, audit, epoch, said):
+        floor = msgspec.structs.replace(said, floor=f"{epoch}-4")  # a lie of a clone, say: the node has them all
+        await answers(admin, floor, epoch, EpochAnswer(watermark=5))
+        await answers(admin, said, epoch, EpochAnswer(watermark=5, missing=[(3, 3)]))
+        async with emitting(nats_server, tmp_path) as node:
+            await answers(admin, said, epoch, EpochAnswer(watermark=5))
+            assert await numbers(audit.store) == [1, 2, 4, 5]
+            found = await rows(audit.store, "select reason, sequence, retry_at from forebay_parked")
+            assert found == [("late", 3, None)]
+            await node.store.write(open_doors, 6, 6)
+            await eventually(partial(noted, audit, [1, 2, 4, 5, 6]))
 
 
 async def test_what_was_given_up_for_lack_of_room_is_read_again_before_a_floor_counts_b3_b4(
     nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("forebay.protocol.inbox.OriginInbox.__init__.__defaults__", (3,))
-    async with connected(nats_server.url, node="admin") as admin:
-        await apply(admin, "audit")
-        async with reading(nats_server, tmp_path) as audit:
-            async with emitting(nats_server, tmp_path) as node:
-                epoch = await held_above(node, audit, range(1, 3), 20)
-                consumer = audit.consumer
-                assert consumer is not None
-                await until(lambda: consumer.committed[PARTITION] == 18)
-            assert len(await rows(audit.store, "select * from forebay_held")) == 3
-            said = msgspec.convert(
-                {"service": "door", "lane": "ledger", "chain": [{"epoch": epoch, "prev": "none"}]}, OriginQuestion
-            )
-            gone = msgspec.structs.replace(said, floor=f"{epoch}-20")
-            await answers(admin, gone, epoch, EpochAnswer(watermark=20))
-            assert await numbers(audit.store) == list(range(3, 21))
-            assert [(each.first, each.last) for each in await audit.store.read(recorded)] == [(1, 2)]
+    async with with_a_hole(nats_server, tmp_path, range(1, 3), 20) as (admin, audit, epoch, said):
+        assert len(await rows(audit.store, "select * from forebay_held")) == 3
+        gone = msgspec.structs.replace(said, floor=f"{epoch}-20")
+        await answers(admin, gone, epoch, EpochAnswer(watermark=20))
+        assert await numbers(audit.store) == list(range(3, 21))
+        assert [(each.first, each.last) for each in await audit.store.read(recorded)] == [(1, 2)]
 
 
 async def test_a_consumer_that_is_added_later_begins_with_the_archive_c5(
