@@ -340,6 +340,13 @@ async def test_a_consumer_that_is_added_later_begins_with_the_archive_c5(
             async with reading(nats_server, tmp_path) as audit:
                 await eventually(partial(noted, audit, list(range(1, 1201))), 30)
                 assert await audit.store.read(holes) == []
+                assert audit.filling is not None
+                await audit.filling.begin()  # done by now, or done with this
+                ((taken_at,),) = await rows(audit.store, "select archive_taken_at from forebay_store")
+                assert taken_at is not None
+        async with reading(nats_server, tmp_path) as again:
+            assert again.filling is not None
+            await again.filling.begin()  # once in the store's life: no archive answers any more
 
 
 async def test_a_consumer_that_begins_anew_learns_of_all_epochs_and_has_all_gaps_on_record_o2(

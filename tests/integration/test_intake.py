@@ -455,3 +455,22 @@ def _working() -> Handlers:
         Rung, lambda tx, event: tx.execute("insert into effect (n, message_id) values (:n, '')", n=event.n), batch=False
     )
     return known
+
+
+async def test_a_key_is_blocked_within_its_origin_alone_f1(core: Core, stream: Stream) -> None:
+    """The same key in another lane, of another service, and of another node goes on."""
+    parked = event(stream, 1, FAILING, key="a")
+    failing = {f"{OLD}-1": "a handler's mistake"}
+    await core.store.write(take_all, handlers(), "EVENTS", "2017", [parked], True, failing)
+
+    await core.take(
+        [
+            event(stream, 2, key="a"),
+            event(stream, 1, 3, epoch=NEW, lane="telemetry", key="a"),
+            event(stream, 1, 4, node="store-1", key="a"),
+            event(stream, 3, 5, key="b"),
+        ]
+    )
+
+    assert await effects(core) == [3, 4, 5]
+    assert await core.parked() == [("handler", f"{OLD}-1"), ("behind", f"{OLD}-2")]

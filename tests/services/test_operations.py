@@ -166,6 +166,18 @@ async def test_a_request_that_was_left_is_executed_once_at_the_next_start_s7(
         assert list(database.with_suffix(".intents").iterdir()) == []
 
 
+async def test_a_request_whose_file_is_found_again_is_not_executed_again_s7(
+    nats_server: NatsServer, tmp_path: Path, audit: Audit
+) -> None:
+    """The process died after the request was executed, and before its file was removed."""
+    async with running(nats_server, tmp_path, audit) as core:
+        intents, first = core.service.intents, (await core.parked())[0]["id"]
+        assert intents is not None
+        assert await intents.execute(Discard(first, "a test sale"), "a-file") == f"{first} is discarded"
+        assert await intents.execute(Discard(first, "a test sale"), "a-file") == f"{first} is discarded"
+        assert await rows(core.service.store, "select id from forebay_intent") == [("a-file",)]
+
+
 async def _noted(service: RunningService, expected: list[int]) -> bool:
     return await numbers(service.store) == expected
 
