@@ -44,6 +44,8 @@ POINTS = {
     "consume.acknowledged": "the broker was told",
     "answer.read": "a question is answered from the inbox, the answer is not sent",
     "answer.sent": "the answer is sent",
+    "timer.taken": "in the transaction of a timer that fires, before its handler",
+    "timer.fired": "its handler has run, before COMMIT",
 }
 """Every crash point and what it lies between."""
 

@@ -52,6 +52,7 @@ class _Snapshot(Collector):
         yield from self._outboxes()
         yield self._books_of_consumers()
         yield from self._consumers()
+        yield from self._timers()
 
     def _outboxes(self) -> Iterator[Any]:
         labels = ["service", "lane"]
@@ -114,6 +115,17 @@ class _Snapshot(Collector):
                 reading.add_metric([service.name], service.consumer.reading)
                 suspended.add_metric([service.name], service.consumer.suspended is not None)
         yield from (events, reading, suspended)
+
+    def _timers(self) -> Iterator[Any]:
+        fired = CounterMetricFamily("forebay_timers_fired", "Timers that fired since the start", labels=["service"])
+        failed = CounterMetricFamily(
+            "forebay_timers_failed", "Attempts that a timer's handler failed since the start", labels=["service"]
+        )
+        for service in self._services:
+            if service.timers is not None:
+                fired.add_metric([service.name], service.timers.totals.fired)
+                failed.add_metric([service.name], service.timers.totals.failed)
+        yield from (fired, failed)
 
 
 def _lanes(tx: Transaction) -> list[Row]:

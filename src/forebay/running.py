@@ -30,6 +30,7 @@ from forebay.service import Service
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
+from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
 
@@ -49,6 +50,7 @@ class RunningService:
         outbox, store: always there.
         relay, confirming: where the service has lanes.
         consumer, intents: where it has handlers.
+        timers: where it has handlers of timers.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class RunningService:
         self.confirming: Confirming | None = None
         self.consumer: Consumer | None = None
         self.intents: Intents | None = None
+        self.timers: Timers | None = None
         self._connection = connection
         self._lock = FileLock(path)
         self._sqlite: SqliteStore | None = None
-        self._unsubscribe: Callable[[], None] = lambda: None
+        self._subscriptions: list[Callable[[], None]] = []
         self.filling: Filling | None = None
         self._answering: Answering | None = None
         self._archive: ArchiveAnswering | None = None
@@ -131,7 +134,7 @@ class RunningService:
             self.confirming = Confirming(
                 self.outbox, draining, self._connection, self.relay, grace=grace, short_of_room=sqlite.problem
             )
-            self._unsubscribe = sqlite.on_commit(self.relay.wake)
+            self._subscriptions.append(sqlite.on_commit(self.relay.wake))
         if self.declared.handlers:
             self.consumer = Consumer(self.name, self.declared.handlers, store, store_id, self._connection)
             archive = ArchiveReader(self._connection, self.name)
@@ -141,13 +144,16 @@ class RunningService:
             self.intents = Intents(self.consumer, self.declared.handlers, store, self.path)
             if self.declared.read_archive is not None:
                 self._archive = ArchiveAnswering(self.consumer, store, self._connection, self.declared.read_archive)
+        if self.declared.timers:
+            self.timers = Timers(self.declared.timers, store)
+            self._subscriptions.append(sqlite.on_commit(self.timers.wake))
 
     async def start(self, tasks: TaskGroup) -> None:
         """Start the parts in ``tasks``; returns when each says that it runs."""
         if self._publisher is not None:
             await self._publisher.start()
         sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling)
-        for part in (*sending, *reading, self._archive, self.intents):
+        for part in (*sending, *reading, self._archive, self.intents, self.timers):
             if part is not None:
                 await tasks.start(part.run)
         if self._sqlite is not None:
@@ -156,7 +162,8 @@ class RunningService:
 
     async def close(self) -> None:
         """Close the database and give up the lock; may be called at any stage, also twice."""
-        self._unsubscribe()
+        for unsubscribe in self._subscriptions:
+            unsubscribe()
         with anyio.CancelScope(shield=True):
             if self._publisher is not None:
                 await self._publisher.stop()

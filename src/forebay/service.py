@@ -36,6 +36,7 @@ from forebay.identity import checked_name
 from forebay.json_body import JsonBody, json_only
 from forebay.lanes import Lane
 from forebay.problems import problem_responses
+from forebay.timers import TimerHandler
 from forebay.unit_of_work import UnitStore
 
 H = TypeVar("H", bound=Handler)
@@ -62,6 +63,8 @@ class Service:
         self.settings_type = settings
         self.handlers = Handlers()
         self.read_archive: ReadArchive | None = None
+        self.timers: dict[str, TimerHandler] = {}
+        """What happens when a timer fires, by its owner (``forebay.timers``)."""
         self._routes: list[HTTPRouteHandler] = []
         names = [lane.name for lane in self.lanes]
         if len(set(names)) < len(names):
@@ -90,6 +93,21 @@ class Service:
         """Let ``f(tx, message)`` see each event whose id was taken before; it changes nothing that was done for it."""
         self.handlers.repeated = function
         return function
+
+    def on_timer(self, owner: str) -> Callable[[TimerHandler], TimerHandler]:
+        """Call ``f(tx, timer)`` when a timer of this owner fires; see ``forebay.timers.set_timer``.
+
+        Raises:
+            ConfigurationError: the owner has a handler already.
+        """
+
+        def register(function: TimerHandler) -> TimerHandler:
+            if owner in self.timers:
+                raise ConfigurationError(f"the timers of {owner!r} have a handler already: {self.timers[owner]}")
+            self.timers[owner] = function
+            return function
+
+        return register
 
     def reads_archive(self, function: ReadArchive) -> ReadArchive:
         """Answer ``archive.read`` with ``f(tx, question)``; for the one service that keeps every event (C5)."""

@@ -42,6 +42,7 @@ class UnitOfWork:
         self._outbox = outbox
         self._tails: dict[str, Tail] = {}
         self._cause: Message | None = None
+        self._deadline: str | None = None
         self._caused: dict[str, int] = {}
 
     @property
@@ -97,6 +98,17 @@ class UnitOfWork:
     def because_of(self, message: Message | None) -> None:
         """Let ``message`` be the cause of what is emitted from here on."""
         self._cause = message
+        self._deadline = None
+
+    def because_of_deadline(self, instance: str, deadline: datetime) -> None:
+        """Let a deadline be the cause of what is emitted from here on: of a timer, a saga or a window (B5).
+
+        Args:
+            instance: whose deadline it is, in printable ASCII without spaces; the same after a restore.
+            deadline: an aware time, named in milliseconds since 1970.
+        """
+        self._cause = None
+        self._deadline = f"{instance}/{round(deadline.timestamp() * 1000)}"
 
     def flush(self) -> None:
         """Write what was emitted; the store calls it when the unit has returned."""
@@ -109,13 +121,17 @@ class UnitOfWork:
 
     def _caused_by(self, cause: Message | None) -> str | None:
         message = cause or self._cause
-        if message is None:
+        if message is not None:
+            self._outbox.clock.merge(message.hlc)  # what is caused comes after its cause, whatever the walls say
+            because = f"{message.message_id}/{self._outbox.service}"
+        elif self._deadline is not None:
+            because = self._deadline
+        else:
             return None
-        self._outbox.clock.merge(message.hlc)  # what is caused comes after its cause, whatever the walls say
         # Counted per cause: a restored store makes up other batches, and must name each effect as it did before (B5).
-        index = self._caused.get(message.message_id, 0)
-        self._caused[message.message_id] = index + 1
-        return f"{message.message_id}/{self._outbox.service}/{index}"
+        index = self._caused.get(because, 0)
+        self._caused[because] = index + 1
+        return f"{because}/{index}"
 
 
 class UnitStore:

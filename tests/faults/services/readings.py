@@ -7,6 +7,9 @@ from forebay import Event
 NOTICE_EVERY = 5
 """The audit emits a notice for every reading whose number this divides."""
 
+LATE_EVERY = 2 * NOTICE_EVERY
+"""Those whose number this divides are noticed by a timer, a moment later."""
+
 
 class ReadingTaken(Event, service="meter", kind="reading-taken", key="meter"):
     meter: str

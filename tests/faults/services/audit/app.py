@@ -1,10 +1,18 @@
-"""A consumer that emits: what it notices goes through an outbox of its own, on the node core, to the books."""
+"""A consumer that emits: what it notices goes through an outbox of its own, on the node core, to the books.
+
+Half of its notices are made at once, the others by a timer: whichever way, each has to be made once.
+"""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from forebay import Lane, Message, Service, UnitOfWork
+from forebay.timers import Timer, set_timer
 from tests.faults.services.effects import record
-from tests.faults.services.readings import NOTICE_EVERY, Noticed, ReadingTaken, Sampled
+from tests.faults.services.readings import LATE_EVERY, NOTICE_EVERY, Noticed, ReadingTaken, Sampled
+
+DELAY = timedelta(milliseconds=100)
 
 audit = Service("audit", lanes=[Lane("ledger", budget="512MiB")])
 
@@ -12,11 +20,22 @@ audit = Service("audit", lanes=[Lane("ledger", budget="512MiB")])
 @audit.on(ReadingTaken)
 def take_reading(tx: UnitOfWork, event: ReadingTaken, message: Message) -> None:
     record(tx, [event], [message])
-    if event.number % NOTICE_EVERY == 0:
-        notice = tx.emit(Noticed(meter=event.meter, number=event.number))
-        tx.execute("insert into notice (number, event) values (:number, :event)", number=event.number, event=notice)
+    if event.number % LATE_EVERY == 0:
+        set_timer(tx, "notice", event.meter, str(event.number), message.time + DELAY)
+    elif event.number % NOTICE_EVERY == 0:
+        notice(tx, event.meter, event.number)
 
 
 @audit.on(Sampled, batch=True)
 def take_samples(tx: UnitOfWork, events: list[Sampled], messages: list[Message]) -> None:
     record(tx, events, messages)
+
+
+@audit.on_timer("notice")
+def notice_late(tx: UnitOfWork, timer: Timer) -> None:
+    notice(tx, timer.instance, int(timer.name))
+
+
+def notice(tx: UnitOfWork, meter: str, number: int) -> None:
+    event = tx.emit(Noticed(meter=meter, number=number))
+    tx.execute("insert into notice (number, event) values (:number, :event)", number=number, event=event)
