@@ -1,11 +1,12 @@
-"""A real broker per test, on a free loopback port, with a store of its own."""
+"""A real broker per test, and one database server for all of them, each on a free loopback port."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from forebay.testing.nats_server import NatsServer
+from forebay.testing.postgres_server import PostgresServer
 
 
 @pytest.fixture
@@ -16,3 +17,10 @@ async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
         yield server
     finally:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the session (with xdist: for the worker); tests take a database each and leave it running."""
+    with PostgresServer() as server:
+        yield server

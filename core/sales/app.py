@@ -18,14 +18,14 @@ from forebay.problems import ProblemError, invalid, phrase
 sales = Service("sales")
 
 _ADD_TO_STORE = """
-    insert into store_total (node, sales, lines, cents) values (:node, :sales, :lines, :cents)
+    insert into store_total as t (node, sales, lines, cents) values (:node, :sales, :lines, :cents)
     on conflict (node) do update set
-      sales = sales + excluded.sales, lines = lines + excluded.lines, cents = cents + excluded.cents"""
+      sales = t.sales + excluded.sales, lines = t.lines + excluded.lines, cents = t.cents + excluded.cents"""
 
 _ADD_TO_DAY = """
-    insert into day_total (node, day, sales, lines, cents) values (:node, :day, :sales, :lines, :cents)
+    insert into day_total as t (node, day, sales, lines, cents) values (:node, :day, :sales, :lines, :cents)
     on conflict (node, day) do update set
-      sales = sales + excluded.sales, lines = lines + excluded.lines, cents = cents + excluded.cents"""
+      sales = t.sales + excluded.sales, lines = t.lines + excluded.lines, cents = t.cents + excluded.cents"""
 
 
 class StoreTotal(msgspec.Struct, frozen=True):

@@ -15,6 +15,9 @@ from forebay.transaction import Row, Transaction
 PAGE = 256
 """Rows that are looked at together while room is made."""
 
+ALL = 2**62
+"""A limit that is none."""
+
 _OLDEST_ROWS = """
     select r.epoch, r.sequence, r.bytes from forebay_epoch e join forebay_outbox r on r.epoch = e.id
     where e.origin = :origin
@@ -35,10 +38,11 @@ _ALL = """
 
 _REPLACED = f"""
     select epoch, sequence, bytes from
-      (select *, row_number() over (partition by kind, key order by epoch desc, sequence desc) as age from ({_ALL}))
+      (select *, row_number() over (partition by kind, key order by epoch desc, sequence desc) as age
+       from ({_ALL}) as every) as aged
     where age > 1"""
 
-_OF_KEY = f"select epoch, sequence, bytes from ({_ALL}) where kind = :kind and key = :key"
+_OF_KEY = f"select epoch, sequence, bytes from ({_ALL}) as every where kind = :kind and key = :key"
 
 _DROPS = """
     select e.epoch, d.first, d.last from forebay_dropped d join forebay_epoch e on e.id = d.epoch
@@ -76,7 +80,7 @@ def drop_of_key(tx: Transaction, origin: int, kind: str, key: str, need: int) ->
     return _drop(tx, origin, rows) if sum(row["bytes"] for row in rows) >= need else 0
 
 
-def dropped(tx: Transaction, lane: str, limit: int = -1) -> list[DroppedRange]:
+def dropped(tx: Transaction, lane: str, limit: int = ALL) -> list[DroppedRange]:
     """Return the unfinished drops of a lane, the oldest first, at most ``limit`` of them where one is set."""
     return [DroppedRange(*row) for row in _ranges(tx.execute(_DROPS, lane=lane, limit=limit))]
 

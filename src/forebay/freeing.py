@@ -47,15 +47,15 @@ _STANDING = """
 _CHAIN = f"""
     select epoch, prev from (
       select e.id, e.epoch, e.prev from forebay_epoch e where e.origin = {_OF_LANE} and e.id >= :oldest
-      order by e.id desc limit :limit)
+      order by e.id desc limit :limit) as newest
     order by id"""
 
 CHAIN_LIMIT = 5000
 """Links of a chain, at most, the newest: about half a megabyte of a question."""
 
 _FREE = """
-    delete from forebay_outbox where rowid in
-      (select r.rowid from forebay_outbox r join forebay_epoch e on e.id = r.epoch
+    delete from forebay_outbox where epoch = (select id from forebay_epoch where epoch = :epoch) and sequence in
+      (select r.sequence from forebay_outbox r join forebay_epoch e on e.id = r.epoch
        where e.epoch = :epoch and r.sequence <= :upto order by r.sequence limit :limit)
     returning bytes, sequence"""
 
@@ -177,7 +177,7 @@ def pass_drop(tx: Transaction, lane: str, drop: Range, epoch: str, applied: Mapp
         if events:
             tx.execute(
                 f"insert into forebay_applied (origin, consumer, events) values ({_OF_LANE}, :consumer, :events)"
-                " on conflict (origin, consumer) do update set events = events + excluded.events",
+                " on conflict (origin, consumer) do update set events = forebay_applied.events + excluded.events",
                 lane=lane,
                 consumer=consumer,
                 events=events,

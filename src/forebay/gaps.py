@@ -58,7 +58,7 @@ def holes(tx: Transaction, node: str | None = None) -> list[Missing]:
         "select i.node, i.service, i.lane, i.epoch, i.prev, i.watermark, i.held, p.watermark as before"
         " from forebay_inbox i left join forebay_inbox p"
         " on p.node = i.node and p.service = i.service and p.epoch = substr(i.prev, 1, 32)"
-        " where i.held <> '[]' and (:node is null or i.node = :node) order by i.node, i.service, i.epoch",
+        " where i.held <> '[]' and (cast(:node as text) is null or i.node = :node) order by i.node, i.service, i.epoch",
         node=node,
     )
     found = []
@@ -81,7 +81,7 @@ def holes(tx: Transaction, node: str | None = None) -> list[Missing]:
 def recorded(tx: Transaction, node: str | None = None, *, limit: int = 1000) -> list[Missing]:
     """Return the gaps and drops on record, the latest first."""
     rows = tx.execute(
-        "select * from forebay_gap where (:node is null or node = :node) order by id desc limit :limit",
+        "select * from forebay_gap where (cast(:node as text) is null or node = :node) order by id desc limit :limit",
         node=node,
         limit=limit,
     )

@@ -88,7 +88,8 @@ class Inbox:
         What is recorded is where its latest copy stands: the id is kept until the stream has passed that.
         """
         known = self._tx.execute(
-            "update forebay_foreign set stream_sequence = max(stream_sequence, :stream_sequence)"
+            "update forebay_foreign set stream_sequence ="
+            " case when stream_sequence > :stream_sequence then stream_sequence else :stream_sequence end"
             " where node = :node and service = :service and message_id = :message_id returning 1",
             node=identity.node,
             service=identity.service,

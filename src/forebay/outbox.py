@@ -52,7 +52,7 @@ _FIELDS = "kind, sequence, type, key, time, hlc, cause, extra, body, bytes"
 _ROWS = f"""
     select e.epoch, e.prev, {_FIELDS} from
       (select epoch as epoch_id, {_FIELDS} from {{table}} where epoch = :epoch_id and sequence > :sequence
-       order by sequence limit :limit)
+       order by sequence limit :limit) as r
     join forebay_epoch e on e.id = epoch_id order by sequence"""
 
 _WRITTEN, _WITHHELD = _ROWS.format(table="forebay_outbox"), _ROWS.format(table="forebay_withheld")

@@ -14,7 +14,8 @@ from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitStore
 
 _ROW = """
-    select o.lane, e.last, coalesce(r.written_at, w.written_at) as written_at, w.reason, d.first is not null as dropped
+    select o.lane, e.last, coalesce(r.written_at, w.written_at) as written_at, w.reason,
+      case when d.first is null then 0 else 1 end as dropped
     from forebay_epoch e join forebay_origin o on o.id = e.origin
     left join forebay_outbox r on r.epoch = e.id and r.sequence = :sequence
     left join forebay_withheld w on w.epoch = e.id and w.sequence = :sequence

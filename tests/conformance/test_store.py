@@ -13,7 +13,10 @@ from typing import Any, Protocol, cast
 import pytest
 
 from forebay.errors import ConstraintError, StoreClosedError
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.postgres import PostgresStore
+from forebay.scripts import MigrationSet
+from forebay.sqlite import SqliteStore
+from forebay.testing.postgres_server import PostgresServer
 from forebay.transaction import Store, Transaction
 
 SCHEMA = """
@@ -28,19 +31,31 @@ class OpenedStore(Store, Protocol):
     async def close(self) -> None: ...
 
 
-async def open_sqlite(folder: Path) -> SqliteStore:
+def item_table(folder: Path) -> list[MigrationSet]:
     scripts = folder / "migrations"
     scripts.mkdir()
     (scripts / "0001_item.sql").write_text(SCHEMA)
-    return await SqliteStore.open(folder / "store.db", migrations=[MigrationSet("test", scripts)])
+    return [MigrationSet("test", scripts)]
 
 
-STORES: dict[str, Callable[[Path], Coroutine[Any, Any, OpenedStore]]] = {"sqlite": open_sqlite}
+async def open_sqlite(folder: Path, _: pytest.FixtureRequest) -> SqliteStore:
+    return await SqliteStore.open(folder / "store.db", migrations=item_table(folder))
+
+
+async def open_postgres(folder: Path, request: pytest.FixtureRequest) -> PostgresStore:
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return await PostgresStore.open(server.create_database(), "till", migrations=item_table(folder))
+
+
+STORES: dict[str, Callable[[Path, pytest.FixtureRequest], Coroutine[Any, Any, OpenedStore]]] = {
+    "sqlite": open_sqlite,
+    "postgres": open_postgres,
+}
 
 
 @pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenedStore]:
-    opened = await STORES[request.param](tmp_path)
+    opened = await STORES[request.param](tmp_path, request)
     yield opened
     await opened.close()
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from forebay.errors import ConfigurationError
+from forebay.scripts import Dialect, read_scripts
 from forebay.sqlite import MigrationSet, SqliteStore
-from forebay.sqlite.scripts import read_scripts
 
 
 @pytest.fixture
@@ -49,7 +49,8 @@ async def test_the_dialects_own_file_goes_before_the_plain_one(folder: Path) -> 
     (folder / "0002_b.postgres.sql").write_text("create table b (id jsonb);")
     (folder / "0002_b.sqlite.sql").write_text("-- nothing to do; really\n/* nothing; */")
     assert await tables(folder) == {"dialect_s_own"}
-    assert [s.name for s in read_scripts(MigrationSet("till", folder), "postgres")] == ["0001_a", "0002_b"]
+    postgres = Dialect("postgres", lambda _: True, lambda _: None)
+    assert [s.name for s in read_scripts(MigrationSet("till", folder), postgres)] == ["0001_a", "0002_b"]
 
 
 async def test_semicolons_in_strings_comments_and_triggers_end_no_statement(folder: Path) -> None:

@@ -7,58 +7,16 @@ at fault alone fails and all others run again (rule I3).
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import CoroutineType
-from typing import Any
 
 from forebay.crash_points import reach
 from forebay.errors import ConstraintError, OutcomeUnknownError, StoreBusyError, StoreError, StoreFullError
 from forebay.sqlite.failures import primary_code, store_error
 from forebay.sqlite.transaction import SqliteTransaction
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """One unit of work on its way, and its answer: ``error`` if there is one, else ``result``.
-
-    One that ``reclaims`` gives room back, and runs on a full disk too.
-    """
-
-    unit: Callable[..., Any]
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    future: asyncio.Future[Any]
-    reclaims: bool = False
-    started: bool = False
-    result: Any = None
-    error: Exception | None = None
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether the caller went away before the unit started; one that has started counts."""
-        return not self.started and self.future.cancelled()
-
-    def fail(self, error: Exception) -> None:
-        """Replace the answer by an error."""
-        self.result, self.error = None, error
-
-
-@dataclass(slots=True)
-class Verdict:
-    """How a group ended.
-
-    Attributes:
-        committed: whether a COMMIT succeeded that kept at least one unit.
-        broken: why the connection must not be used any more; None while it may.
-    """
-
-    committed: bool = False
-    broken: sqlite3.Error | None = None
+from forebay.work import Verdict, Work, fail_all, run_unit
 
 
 @dataclass(slots=True)
@@ -79,21 +37,21 @@ class Group:
         while self._batches:
             batch = self._batches.popleft()
             if verdict.broken is not None:
-                _fail(batch, lambda: StoreError("not run: the store has to reopen its database first"))
+                fail_all(batch, lambda: StoreError("not run: the store has to reopen its database first"))
                 continue
             try:
                 self._run(batch, verdict)
             except sqlite3.Error as error:
                 # Not a unit's statement but one of ours in between: nothing was kept, and what is open now is unclear.
                 verdict.broken = error
-                _fail(batch, partial(store_error, error, "the transaction"), error)
+                fail_all(batch, partial(store_error, error, "the transaction"), error)
         return verdict
 
     def _run(self, batch: list[Work], verdict: Verdict) -> None:
         try:
             self.connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            _fail(batch, partial(store_error, error, "BEGIN"), error)
+            fail_all(batch, partial(store_error, error, "BEGIN"), error)
             return
         reach("write.begun")
         for work in batch:
@@ -129,9 +87,10 @@ class Group:
             # The two refusals that leave the transaction as it was: nothing is on disk, for certain.
             self.connection.execute("ROLLBACK")
             if code == sqlite3.SQLITE_BUSY:
-                _fail(batch, lambda: StoreBusyError(f"COMMIT found the database locked: {error}"), error)
+                fail_all(batch, lambda: StoreBusyError(f"COMMIT found the database locked: {error}"), error)
             elif len(batch) == 1:
-                _fail(batch, lambda: ConstraintError(f"a deferred constraint refused the unit of work: {error}"), error)
+                refused = f"a deferred constraint refused the unit of work: {error}"
+                fail_all(batch, lambda: ConstraintError(refused), error)
             else:
                 # SQLite does not tell which unit left the violation: only alone does it show.
                 self._batches.extendleft([work] for work in reversed(batch))
@@ -140,35 +99,8 @@ class Group:
             # The frame that would have made it count was not written: the log is written in order, that frame last.
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-            _fail(batch, lambda: StoreFullError(f"no room for the transaction: {error}"), error)
+            fail_all(batch, lambda: StoreFullError(f"no room for the transaction: {error}"), error)
             return
         verdict.broken = error
-        _fail(batch, lambda: OutcomeUnknownError(f"COMMIT failed: {error}", hint="read back before repeating"), error)
-
-
-def run_unit(work: Work, transaction: SqliteTransaction) -> None:
-    """Run one unit and note its answer; the transaction is over afterwards."""
-    work.started = True
-    try:
-        work.result, work.error = work.unit(transaction, *work.args, **work.kwargs), None
-    except StopIteration as error:
-        # asyncio refuses it as a future's exception, as generators do.
-        work.fail(RuntimeError("the unit of work raised StopIteration"))
-        assert work.error is not None  # noqa: S101
-        work.error.__cause__ = error
-    except Exception as error:  # noqa: BLE001 - it is the caller's, and raised there
-        work.fail(error)
-    finally:
-        transaction.end()
-    if isinstance(work.result, CoroutineType):
-        work.result.close()
-        work.fail(TypeError("a unit of work is a plain function, not a coroutine function"))
-    if work.error is None and transaction.failure is not None:
-        work.fail(transaction.failure)
-
-
-def _fail(batch: list[Work], make: Callable[[], Exception], cause: Exception | None = None) -> None:
-    for work in batch:
-        error = make()
-        error.__cause__ = cause
-        work.fail(error)
+        unknown = f"COMMIT failed: {error}"
+        fail_all(batch, lambda: OutcomeUnknownError(unknown, hint="read back before repeating"), error)

@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from forebay.errors import ConfigurationError, ForebayError
+from forebay.scripts import Dialect, MigrationSet, Script, read_scripts
 from forebay.sqlite.failures import mapped
-from forebay.sqlite.scripts import MigrationSet, Script, read_scripts
+from forebay.sqlite.transaction import refused_word
 
 if TYPE_CHECKING:
     from sqlite_utils.db import Database
     from sqlite_utils.migrations import Migrations
+
+# Only SQLite's own tokenizer knows whether a semicolon ends a statement or stands in a string or a trigger.
+SQLITE = Dialect("sqlite", sqlite3.complete_statement, refused_word)
 
 
 def migrate(connection: sqlite3.Connection, sets: Sequence[MigrationSet]) -> None:
@@ -25,7 +29,7 @@ def migrate(connection: sqlite3.Connection, sets: Sequence[MigrationSet]) -> Non
         ConfigurationError: the files are misnumbered, or one of them fails; those before it are applied.
         StoreError: the database failed.
     """
-    scripts = [(migrations.name, read_scripts(migrations, "sqlite")) for migrations in sets]
+    scripts = [(migrations.name, read_scripts(migrations, SQLITE)) for migrations in sets]
     if len({name for name, _ in scripts}) < len(scripts):
         raise ConfigurationError("two sets of migrations have the same name", hint="give each its own")
     if _applied(connection) >= {(name, step.name) for name, steps in scripts for step in steps}:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forebay.errors import ConfigurationError, StoreError
+from forebay.scripts import MigrationSet
 from forebay.sqlite.connection import open_writer, truncate_log
 from forebay.sqlite.damage import forget_damage, unmark_open
 from forebay.sqlite.failures import store_error
@@ -23,7 +24,6 @@ from forebay.sqlite.image import make_image, open_image
 from forebay.sqlite.migrations import migrate
 from forebay.sqlite.pages import PageFile
 from forebay.sqlite.reading import TableReader, quoted
-from forebay.sqlite.scripts import MigrationSet
 from forebay.sqlite.swap import beside, replace, sync_file, sync_folder
 from forebay.sqlite.transaction import SqliteTransaction
 from forebay.transaction import Transaction

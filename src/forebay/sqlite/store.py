@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 from forebay.errors import ConfigurationError, StoreBusyError, StoreClosedError, StoreError
+from forebay.scripts import MigrationSet
 from forebay.sqlite.connection import MIN_BYTES, Connect, make_folder, open_reader, open_writer
 from forebay.sqlite.damage import examine, mark_open, note_damage, unmark_open
 from forebay.sqlite.disk import NO_CARE, Disk, DiskConfig
 from forebay.sqlite.failures import DamagedError
-from forebay.sqlite.group import Work
 from forebay.sqlite.log import Log
 from forebay.sqlite.migrations import migrate
 from forebay.sqlite.readers import Readers
 from forebay.sqlite.salvage import Salvaging, finish_salvage, salvage
-from forebay.sqlite.scripts import MigrationSet
 from forebay.sqlite.transaction import SqliteTransaction
 from forebay.sqlite.writer import Writer
 from forebay.transaction import Transaction
+from forebay.work import Work
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import Any
 from uuid import uuid4
 
 from forebay.crash_points import reach
@@ -17,10 +16,11 @@ from forebay.errors import OutcomeUnknownError, StoreClosedError, StoreError, St
 from forebay.sqlite.connection import truncate_log
 from forebay.sqlite.disk import Disk
 from forebay.sqlite.failures import DamagedError, mapped
-from forebay.sqlite.group import Group, Verdict, Work
+from forebay.sqlite.group import Group
 from forebay.sqlite.log import Log
 from forebay.sqlite.readers import Readers
 from forebay.sqlite.vacuum import KEPT, give_back
+from forebay.work import Answers, Verdict, Work, settle
 
 GROUP_LIMIT = 64
 """Units of work that share one COMMIT at most."""
@@ -76,22 +76,18 @@ class Writer:
         self._log = log
         self._on_damage = on_damage
         self._untidy = True
-        self._loop = asyncio.get_running_loop()
+        self._answers = Answers()
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._lock = Lock()
         self._closed = False
-        self._answered: list[Work] = []
-        self._committed = False
-        self._scheduled = False
-        self._listeners: dict[object, Callable[[], None]] = {}
         self._connection: sqlite3.Connection | None = None
         self.opening = ""
         self.uncertain = False
-        self.stopped: asyncio.Future[None] = self._loop.create_future()
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         """Open the database on a new thread. Raises what ``create`` raises."""
-        opened: asyncio.Future[None] = self._loop.create_future()
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         Thread(target=self._run, args=(opened,), name="forebay-sqlite-writer", daemon=True).start()
         try:
             await opened
@@ -120,12 +116,7 @@ class Writer:
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the event loop after commits; return a function that ends it."""
-        key = object()
-        self._listeners[key] = callback
-        return lambda: self._drop(key)
-
-    def _drop(self, key: object) -> None:
-        self._listeners.pop(key, None)
+        return self._answers.listen(callback)
 
     # From here on: the writer's thread.
 
@@ -137,9 +128,9 @@ class Writer:
                 self._prepare_log()
                 self.opening = uuid4().hex
             except Exception as error:  # noqa: BLE001 - raised by start()
-                self._call(_resolve, opened, error)
+                self._answers.call(settle, opened, error)
                 return
-            self._call(_resolve, opened, None)
+            self._answers.call(settle, opened, None)
             while works := self._take():
                 self._commit(works)
                 while self._untidy and self._queue.empty():
@@ -169,7 +160,7 @@ class Writer:
             except StoreError as error:
                 for work in works:
                     work.fail(_not_reopened(error))
-                self._answer(works)
+                self._answers.give(works)
                 return
         works = self._admitted(works)
         if not works:
@@ -178,7 +169,7 @@ class Writer:
         if verdict.broken is not None:
             self.uncertain = True
             logger.error("store.commit_failed", extra={"error": str(verdict.broken), "units": len(works)})
-        self._answer(works, committed=verdict.committed)
+        self._answers.give(works, committed=verdict.committed)
         reach("write.answered")
         if not self.uncertain and self._connection is not None:
             self._log.bound(self._connection)
@@ -203,7 +194,7 @@ class Writer:
             else:
                 work.fail(type(error)(error.args[0], hint=error.hint))
                 refused.append(work)
-        self._answer(refused)
+        self._answers.give(refused)
         return admitted
 
     def _run_group(self, works: list[Work]) -> Verdict:
@@ -276,7 +267,7 @@ class Writer:
         self._readers.resume()
         logger.warning("store.reopened", extra={"opening": self.opening})
         # What was uncertain may be there after all, and nobody was told.
-        self._answer([], committed=True)
+        self._answers.give([], committed=True)
 
     def _prepare_log(self) -> None:
         if self._disk.has_ballast:
@@ -298,54 +289,10 @@ class Writer:
         for work in works:
             died = OutcomeUnknownError if work.started else StoreClosedError
             work.fail(died("the store's thread was ended by a unit of work"))
-        self._answer(works)
+        self._answers.give(works)
         self._readers.close(CLOSE_GRACE)
         self._close_connection()
-        self._call(_resolve, self.stopped, None)
-
-    def _answer(self, works: list[Work], *, committed: bool = False) -> None:
-        """Hand ``works`` over to the event loop; the list is empty afterwards."""
-        with self._lock:
-            self._answered += works
-            works.clear()
-            self._committed |= committed
-            if self._scheduled:
-                return
-            self._scheduled = True
-        self._call(self._deliver)
-
-    def _call(self, function: Callable[..., None], *args: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits
-            self._loop.call_soon_threadsafe(function, *args)
-
-    # On the event loop.
-
-    def _deliver(self) -> None:
-        with self._lock:
-            works, self._answered = self._answered, []
-            committed, self._committed = self._committed, False
-            self._scheduled = False
-        for work in works:
-            if work.future.done():
-                continue
-            if work.error is None:
-                work.future.set_result(work.result)
-            else:
-                work.future.set_exception(work.error)
-        for callback in list(self._listeners.values()) if committed else ():
-            try:
-                callback()
-            except Exception as error:  # noqa: BLE001 - reported; one listener must not keep the others from hearing
-                self._loop.call_exception_handler({"message": "a listener of commits failed", "exception": error})
-
-
-def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+        self._answers.call(settle, self.stopped, None)
 
 
 def _not_reopened(error: StoreError) -> StoreError:

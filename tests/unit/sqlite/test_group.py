@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from forebay.errors import ConstraintError, StoreFullError
 from forebay.sqlite.connection import open_writer
-from forebay.sqlite.group import Group, Work
+from forebay.sqlite.group import Group
 from forebay.transaction import Transaction
+from forebay.work import Work
 
 SCHEMA = """
 create table parent (id integer primary key) strict;

@@ -7,14 +7,13 @@ before a plain file of the same name.
 from __future__ import annotations
 
 import re
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import NamedTuple
 
 from forebay.errors import ConfigurationError
-from forebay.sqlite.transaction import refused_word
 
 _FILE = re.compile(r"(?P<name>(?P<number>\d{4})_[a-z0-9_-]+)(?:\.(?P<dialect>sqlite|postgres))?\.sql")
 _NOTHING = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
@@ -33,6 +32,20 @@ class MigrationSet:
     folder: Traversable | Path
 
 
+class Dialect(NamedTuple):
+    """What an adapter knows of its SQL.
+
+    Attributes:
+        name: in the files' names: ``sqlite`` or ``postgres``.
+        complete: whether a text that ends with a semicolon is a whole statement; else that one stands in a string, say.
+        refused: the word of a statement that only the store itself may run, or None.
+    """
+
+    name: str
+    complete: Callable[[str], bool]
+    refused: Callable[[str], str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """One migration: its file's name without the endings, and its statements in order."""
@@ -41,8 +54,8 @@ class Script:
     statements: tuple[str, ...]
 
 
-def read_scripts(migrations: MigrationSet, dialect: str) -> list[Script]:
-    """Return the scripts of one dialect (``sqlite`` or ``postgres``), in order.
+def read_scripts(migrations: MigrationSet, dialect: Dialect) -> list[Script]:
+    """Return the scripts of one dialect, in order.
 
     Raises:
         ConfigurationError: the folder is missing, a file is misnamed, a number is missing or given twice, a statement
@@ -62,15 +75,15 @@ def read_scripts(migrations: MigrationSet, dialect: str) -> list[Script]:
             problems.append(f"{file.name} is not named like 0001_name.sql or 0001_name.sqlite.sql")
             continue
         named.setdefault(int(match["number"]), set()).add(match["name"])
-        if match["dialect"] == dialect or (match["dialect"] is None and match["name"] not in files):
+        if match["dialect"] == dialect.name or (match["dialect"] is None and match["name"] not in files):
             files[match["name"]] = file
-    problems += _misnumbered(named, files, dialect)
+    problems += _misnumbered(named, files, dialect.name)
     if problems:
         raise ConfigurationError(
             f"{where} cannot be used: {', '.join(problems)}",
             hint="number the files 0001, 0002, ... without gaps; one for a dialect that needs nothing is a comment",
         )
-    return [Script(name, tuple(_statements(files[name]))) for name in sorted(files)]
+    return [Script(name, tuple(_statements(files[name], dialect))) for name in sorted(files)]
 
 
 def _misnumbered(named: dict[int, set[str]], files: dict[str, Traversable | Path], dialect: str) -> Iterator[str]:
@@ -86,15 +99,14 @@ def _misnumbered(named: dict[int, set[str]], files: dict[str, Traversable | Path
         yield "numbers begin with 0001"
 
 
-def _statements(file: Traversable | Path) -> Iterator[str]:
+def _statements(file: Traversable | Path, dialect: Dialect) -> Iterator[str]:
     statement = ""
     *pieces, rest = file.read_text(encoding="utf-8").split(";")
     for piece in pieces:
-        # Only SQLite's own tokenizer knows whether a semicolon ends a statement or stands in a string or a trigger.
         statement += piece + ";"
-        if not sqlite3.complete_statement(statement):
+        if not dialect.complete(statement):
             continue
-        if word := refused_word(statement):
+        if word := dialect.refused(statement):
             raise ConfigurationError(f"{file} runs {word}: a migration has one transaction, which the store controls")
         if not _NOTHING.fullmatch(statement):
             yield statement.strip()

@@ -1,0 +1,144 @@
+"""One transaction on one PostgreSQL session, as a unit of work sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from forebay.errors import StoreBusyError, StoreError
+from forebay.postgres.failures import conflicted, mapped
+from forebay.postgres.session import Connection
+from forebay.postgres.statements import translate
+from forebay.transaction import Row
+
+FEW = 3
+"""Rows up to which ``executemany`` sends one statement after the other: a pipeline costs two round trips more."""
+
+
+class PostgresTransaction:
+    """Implements ``forebay.transaction.Transaction``: a savepoint of the writer's group, or a reader's snapshot.
+
+    After a ``StoreError`` it is spent. PostgreSQL also spends a transaction with every other failing statement; a unit
+    that catches such an error and goes on is run again, ``careful``: then each statement has a savepoint, and a failing
+    one is undone alone, as on SQLite. The many units that do not pay nothing for it.
+
+    Attributes:
+        failure: the ``StoreError`` that spent it; the unit fails even if it caught the error.
+        conflict: whether it collided with another transaction, and the whole group has to run again.
+        aborted: the error that made PostgreSQL refuse every further statement.
+        went_on: whether the unit used the transaction after that.
+    """
+
+    __slots__ = ("_careful", "_cursor", "_opening", "_over", "_writes", "aborted", "conflict", "failure", "went_on")
+
+    def __init__(self, connection: Connection, *, writes: bool = True, careful: bool = False) -> None:
+        self._cursor = connection.cursor()
+        self._writes = writes
+        self._careful = careful
+        self._over = False
+        self._opening: str | None = None
+        self.failure: StoreError | None = None
+        self.conflict = False
+        self.aborted: psycopg.Error | None = None
+        self.went_on = False
+
+    @property
+    def opening(self) -> str:
+        """The database's latest opening, which all processes write under (I2): read here, as late as possible."""
+        if self._opening is None:
+            self._opening = str(self.execute("select opening from forebay_opening")[0]["opening"])
+        return self._opening
+
+    def execute(self, sql: str, **params: Any) -> list[Row]:
+        """Run one statement with ``:name`` parameters and return all its rows (none for a plain write).
+
+        Raises:
+            ConstraintError: a constraint of the schema refused it.
+            StoreError: the database failed; the whole unit of work is undone.
+            ValueError: the statement controls transactions or the session, which is the store's business, or there are
+                several.
+            psycopg.Error: the statement is wrong (syntax, a missing table, a missing parameter).
+        """
+        text, values = self._prepared(sql, params)
+        try:
+            if self._careful:
+                self._execute_carefully(text, values)
+            else:
+                self._cursor.execute(text, values)
+            return list(self._cursor.fetchall()) if self._cursor.description is not None else []
+        except psycopg.Error as error:
+            self._raise(error)
+
+    def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Run one statement once per mapping of parameters. Raises as ``execute`` does."""
+        rows = list(rows)
+        if len(rows) <= FEW or self._careful:
+            for row in rows:
+                self.execute(sql, **row)
+            return
+        text, _ = self._prepared(sql, rows[0])
+        names = translate(sql).names
+        try:
+            self._cursor.executemany(text, [_values(names, row) for row in rows])
+        except psycopg.Error as error:
+            self._raise(error)
+
+    def end(self) -> None:
+        """Refuse every further statement: the unit of work has returned."""
+        self._over = True
+
+    def _prepared(self, sql: str, params: Mapping[str, Any]) -> tuple[bytes, list[Any]]:
+        if self.failure is not None:
+            raise self.failure
+        if self._over:
+            raise RuntimeError("the transaction is over: use it only inside the function that got it")
+        if self.aborted is not None:
+            self.went_on = True
+            self.failure = StoreBusyError("the unit of work went on after a failing statement: it is run again")
+            raise self.failure
+        statement = translate(sql)
+        if statement.refused:
+            raise ValueError(
+                f"a unit of work may not run {statement.refused}: the store begins, commits and sets up its sessions"
+                " itself"
+            )
+        return statement.text.encode(), _values(statement.names, params)
+
+    def _execute_carefully(self, text: bytes, values: list[Any]) -> None:
+        self._cursor.execute(b"savepoint statement")
+        try:
+            self._cursor.execute(text, values)
+        except psycopg.Error as error:
+            if self._alive and not conflicted(error):
+                self._cursor.connection.execute(b"rollback to statement; release statement")
+            raise
+        self._cursor.connection.execute(b"release statement")
+
+    @property
+    def _alive(self) -> bool:
+        status = self._cursor.connection.info.transaction_status
+        return status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+    def _raise(self, error: psycopg.Error) -> NoReturn:
+        known = mapped(error)
+        if not self._writes and error.sqlstate == "25006":
+            known = None  # a query that writes is wrong, the database is not
+        if conflicted(error):
+            self.conflict = True
+        if isinstance(known, StoreError):
+            self.failure = known
+        elif self._cursor.connection.info.transaction_status != TransactionStatus.INTRANS:
+            self.aborted = error
+        if known is None:
+            raise error
+        raise known from error
+
+
+def _values(names: tuple[str, ...], params: Mapping[str, Any]) -> list[Any]:
+    try:
+        return [params[name] for name in names]
+    except KeyError as error:
+        raise psycopg.ProgrammingError(f"no value was given for the parameter :{error.args[0]}") from None
