@@ -15,7 +15,7 @@ from forebay.consumer import Consumer
 from forebay.envelope import format_time
 from forebay.errors import ForebayError, MessageError
 from forebay.identity import NAME, PARTITIONS, partition_of
-from forebay.inbox import epochs_of
+from forebay.inbox import answered
 from forebay.jetstream.connection import Connection, Incoming
 from forebay.jetstream.streams import StreamState, stream_state
 from forebay.jetstream.topology.confirmed_by import KEY, parse
@@ -86,16 +86,8 @@ class Answering:
     def _passed(tx: Transaction, statements: list[Statement]) -> tuple[dict[str, EpochAnswer], list[Statement]]:
         epochs: dict[str, EpochAnswer] = {}
         for statement in statements:
-            asked, floor = [link.epoch for link in statement.said.chain], statement.floor
-            for epoch, state in epochs_of(tx, statement.node, statement.said.service, asked).items():
-                below = floor.sequence if floor is not None and floor.epoch == epoch else 0
-                epochs[epoch] = EpochAnswer(
-                    watermark=state.passed.watermark,
-                    held=list(state.passed.ranges),
-                    # The node no longer has what lies below its floor: to tell it would let answers grow for ever.
-                    missing=[each for each in state.missing if each[1] > below],
-                    wanted=state.wanted,
-                )
+            asked = [link.epoch for link in statement.said.chain]
+            epochs |= answered(tx, statement.node, statement.said.service, asked, statement.floor)
         telling = [statement for statement in statements if says_something(tx, statement)]
         return epochs, telling
 

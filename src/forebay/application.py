@@ -72,7 +72,7 @@ def build_application(services: Sequence[RunningService], connected: Callable[[]
     return Litestar(
         route_handlers=[
             *(livez, readyz, metrics, outbox),
-            *([operations(services)] if any(service.intents for service in services) else []),
+            *([operations(services)] if any(service.reads for service in services) else []),
             *(service.declared.router(service.store, service.settings) for service in services),
         ],
         openapi_config=OpenAPIConfig(

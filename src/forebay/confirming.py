@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import anyio
@@ -19,6 +19,7 @@ from forebay.backoff import Backoff
 from forebay.books import Books, keep_books, read_books
 from forebay.crash_points import reach
 from forebay.errors import LinkError, PublishRefusedError, StoreError
+from forebay.followers import Followers
 from forebay.freeing import Freed, Head, free, head, pass_drop, pass_withheld, standing
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
@@ -92,6 +93,7 @@ class Confirming:
         self._tail_is_long = False
         self.confirmed_by: ConfirmedBy | None = None
         self.consumers: dict[str, Confirmations] = {}
+        self.followers = Followers(outbox, store, self.consumers, clock)
         self._listed: dict[str, int] = {}
         self._asked = anyio.Event()
         self._missed: dict[str, dict[str, list[Range]]] = {}
@@ -107,13 +109,40 @@ class Confirming:
 
     @property
     def needed(self) -> list[str]:
-        """The consumers that need this service's events, as far as is known."""
+        """The consumers of the core that need this service's events, as far as is known."""
         return self.confirmed_by.needing(self._outbox.service) if self.confirmed_by else []
+
+    @property
+    def listed(self) -> list[str]:
+        """All who need this service's events: the consumers of the core, and the followers on the node."""
+        return [*self.needed, *self.followers.names]
+
+    @property
+    def _confirmers(self) -> list[str]:
+        """Who must have confirmed what is freed; empty while the core's consumers are not known (S3)."""
+        return self.listed if self.needed else []
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Ask and free until cancelled."""
         self.confirmed_by = await self._store.read(self._outbox.confirmed_by)
+        await self.followers.load()
         task_status.started()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._ask_followers)
+            await self._ask_consumers()
+
+    async def _ask_followers(self) -> None:
+        """Ask the followers whenever they have got further, with a link or without."""
+        while True:
+            try:
+                if await self.followers.ask():
+                    await self._keep_books(settled=await self._store.read(self._all_confirmed, self.followers.names))
+                    self.wake()
+            except StoreError as error:
+                logger.info("confirmation.unanswered", extra={"service": self._outbox.service, "reason": str(error)})
+            await self.followers.moved()
+
+    async def _ask_consumers(self) -> None:
         backoff = Backoff(first=0.1, most=5.0)
         while True:
             await self._connection.wait_connected()
@@ -121,8 +150,9 @@ class Confirming:
             moved, complete = False, False
             try:
                 moved = await self.ask()
+                await self.followers.ask()
                 await self.free()
-                complete = await self._store.read(self._all_confirmed)
+                complete = await self._store.read(self._all_confirmed, self.needed)
                 await self._keep_books(settled=complete)
             except (LinkError, StoreError) as error:
                 logger.info("confirmation.unanswered", extra={"service": self._outbox.service, "reason": str(error)})
@@ -185,10 +215,10 @@ class Confirming:
             return {}
         with anyio.move_on_after(TIMEOUT):
             await self._asked.wait()
-        return await self._store.read(self._confirmed_upto)
+        return await self._store.read(self._confirmed_upto, self.needed)
 
-    def _confirmed_upto(self, tx: Transaction) -> dict[str, Place]:
-        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+    def _confirmed_upto(self, tx: Transaction, names: Sequence[str]) -> dict[str, Place]:
+        known = [self.consumers.get(name, _NOBODY) for name in names]
         found: dict[str, Place] = {}
         for lane in self._outbox.lanes if known else ():
             for epoch in standing(tx, lane):
@@ -201,6 +231,7 @@ class Confirming:
 
     async def free(self) -> int:
         """Free every lane's ripe prefix; return how many rows went."""
+        await self.followers.load()
         freed = 0
         self._tail_is_long = False
         if not self._list_stands():
@@ -228,7 +259,7 @@ class Confirming:
 
     async def _free_some(self, lane: str) -> int | None:
         """Let a lane's floor pass its oldest part, or some of it; return the rows that went, None where it stays."""
-        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
         oldest = await self._store.read(head, lane) if known else None
         if oldest is None:
             return None
@@ -237,7 +268,7 @@ class Confirming:
             upto = min(each.ended(epoch, first, last) for each in known)
             if upto < first:
                 return None
-            applied = {name: self.consumers[name].applied(epoch, first, upto) for name in self.needed}
+            applied = {name: self.consumers[name].applied(epoch, first, upto) for name in self._confirmers}
             await self._store.write(pass_drop, lane, (first, upto), epoch, applied)
             return 0
         if oldest.what == "withheld":
@@ -262,7 +293,7 @@ class Confirming:
 
     async def _release(self, lane: str) -> int:
         """Delete the withheld bodies that the floor has passed and all needed consumers have had for the grace (B2)."""
-        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
         aside = await self._store.read(listed, lane)
         ripe = [
             place
@@ -293,8 +324,8 @@ class Confirming:
 
         A lane that blocks keeps the shorter grace even then; one that drops would otherwise drop unconfirmed events.
         """
-        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
-        upto = self._confirmed_upto(tx)
+        known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
+        upto = self._confirmed_upto(tx, self._confirmers)
         grace = min(SHED_GRACE, self._grace)
         for lane in [lane for lane in upto if not self._outbox.lanes[lane].drops]:
             oldest = head(tx, lane)
@@ -307,7 +338,7 @@ class Confirming:
 
     async def books(self) -> list[Books]:
         """Return the books of each lane and needed consumer, as they stand (O3); of "" where none is known yet."""
-        consumers = {name: self.consumers.get(name, _NOBODY) for name in self.needed or [""]}
+        consumers = {name: self.consumers.get(name, _NOBODY) for name in self.listed or [""]}
         return await self._store.read(read_books, list(self._outbox.lanes), consumers, self._missed)
 
     async def _keep_books(self, *, settled: bool) -> None:
@@ -315,14 +346,14 @@ class Confirming:
         if self._clock() < self._books_at and not (settled and not self._books_settled):
             return
         self._books_at, self._books_settled = self._clock() + BOOKS_INTERVAL, settled
-        if self.needed:
+        if self.listed:
             await self._store.write(keep_books, await self.books(), time.time_ns() // 1_000_000)
 
     def whereabouts(self, place: Place) -> dict[str, tuple[bool, float | None]]:
         """Return for each needed consumer whether it confirmed a place, and at which wall time that was known first."""
         wall_zero = time.time() - self._clock()  # the grace runs on a clock that nobody can set
         found = {}
-        for name in self.needed:
+        for name in self.listed:
             known = self.consumers.get(name, _NOBODY)
             at = known.confirmed_at(place)
             found[name] = (known.confirmed(place), None if at is None else wall_zero + at)
@@ -360,9 +391,9 @@ class Confirming:
                     found[epoch] = ranges
                     self._relay.send_again(lane, epoch, ranges)
 
-    def _all_confirmed(self, tx: Transaction) -> bool:
-        """Whether nothing is under way: every row is confirmed, every drop passed, every withheld place too."""
-        known = [self.consumers.get(name, _NOBODY) for name in self.needed]
+    def _all_confirmed(self, tx: Transaction, names: Sequence[str]) -> bool:
+        """Whether nothing is under way to these: rows are confirmed, drops and withheld places passed."""
+        known = [self.consumers.get(name, _NOBODY) for name in names]
         epochs = [each for lane in self._outbox.lanes for each in standing(tx, lane)]
         return bool(known) and all(
             each.watermark(epoch.epoch, epoch.first, epoch.aside) >= epoch.last for each in known for epoch in epochs

@@ -18,20 +18,21 @@ import anyio
 from anyio.abc import TaskStatus
 
 from forebay.backoff import Backoff
+from forebay.committing import Committing
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
-from forebay.errors import LinkError, MessageError, StoreError, TopologyError
+from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.handlers import Handlers
-from forebay.identity import PARTITIONS, parse_message_id
-from forebay.intake import HandlerFailedError, Taken, one_line, take_all
+from forebay.identity import PARTITIONS
+from forebay.intake import Taken
 from forebay.jetstream.claims import claim_durable
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.pulling import Delivery as Pulled
 from forebay.jetstream.pulling import Pull
 from forebay.jetstream.streams import StreamState, consumer_info, message_id_at, stream_state
 from forebay.jetstream.topology.checks import stream_problems
+from forebay.parking import Whose
 from forebay.positions import Position, forget_causes, forget_foreign, positions_of, write_position
-from forebay.retries import Retries
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class Consumer:
     """Reads all partitions of a stream for one service. Start it with ``run``.
 
     Attributes:
+        committing: what its events go through.
         problem: why nothing is read at the moment, in a sentence; None while it reads.
-        totals: what was done since the start, in events.
         committed: the last stream sequence committed per partition since the durables were set.
     """
 
@@ -66,6 +67,7 @@ class Consumer:
         stream: str = "EVENTS",
         partitions: int = PARTITIONS,
         clock: Callable[[], float] = time.monotonic,
+        whose: Whose | None = None,
     ) -> None:
         self.name = name
         self.stream = stream
@@ -80,9 +82,9 @@ class Consumer:
         self._wakened = anyio.Event()
         self._broken: str | None = None
         self.problem: str | None = "not started"
-        self._retries = Retries(name, handlers, store, self._count, clock)
+        self.committing = Committing(name, handlers, store, clock, whose)
+        self._retries = self.committing.retries
         self._rewinds: dict[int, tuple[Position, Callable[[UnitOfWork], None]]] = {}
-        self.totals = Taken()
         self.incarnation: str | None = None
         self.committed: dict[int, int] = {}
 
@@ -106,6 +108,11 @@ class Consumer:
             finally:
                 with anyio.move_on_after(1, shield=True):
                     await self._end()
+
+    @property
+    def totals(self) -> Taken:
+        """What was done since the start, in events."""
+        return self.committing.totals
 
     @property
     def reading(self) -> bool:
@@ -223,54 +230,14 @@ class Consumer:
         ]
 
     async def _commit(self, batch: list[tuple[int, Pulled]]) -> None:
-        """Commit a batch, in parts around the events that fail; they are parked, each in a part of its own."""
-        one_by_one, size = False, len(batch)
-        failing: dict[str, str] = {}
-        while batch and not self.suspended:
-            part = batch[:size]
-            deliveries = [_delivery(partition, pulled) for partition, pulled in part]
-            try:
-                taken = await self._store.write(
-                    take_all, self._handlers, self.stream, self.incarnation or "", deliveries, one_by_one, failing
-                )
-            except HandlerFailedError as error:
-                if not error.alone:
-                    one_by_one = True
-                elif error.message_id in failing:
-                    raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
-                else:
-                    self._failed(failing, error.message_id, str(error), error.__cause__)
-                    size = max(1, error.index)  # what came before it is committed without it
-            except StoreError:
-                raise
-            except Exception as error:
-                # Not in a handler: a deferred constraint that COMMIT found, say. Whose it is shows only singly.
-                message_id = _message_id(part[0][1])
-                if size > 1:
-                    size = 1
-                elif message_id in failing:
-                    raise StoreError(f"{message_id} can neither be taken nor parked: {one_line(error)}") from error
-                else:
-                    self._failed(failing, message_id, one_line(error), error)
-            else:
-                reach("consume.committed")
-                self._acknowledge(part)
-                reach("consume.acknowledged")
-                self._count(taken)
-                await self._retries.committed(taken, failing)
-                if taken.parked:
-                    failing.clear()
-                batch, size = batch[size:], len(batch)
-        for partition, pulled in reversed(batch):  # suspended: it comes back first
-            self._buffers[partition].appendleft(pulled)
+        def committed(first: int, end: int) -> None:
+            self._acknowledge(batch[first:end])
+            reach("consume.acknowledged")
 
-    def _failed(self, failing: dict[str, str], message_id: str, detail: str, cause: BaseException | None) -> None:
-        failing[message_id] = detail
-        logger.error(
-            "consumer.handler_failed",
-            extra={"consumer": self.name, "message_id": message_id, "reason": detail},
-            exc_info=cause,
-        )
+        deliveries = [_delivery(partition, pulled) for partition, pulled in batch]
+        done = await self.committing.commit(self.stream, self.incarnation or "", deliveries, committed)
+        for partition, pulled in reversed(batch[done:]):  # suspended: it comes back first
+            self._buffers[partition].appendleft(pulled)
 
     # --- what else changes the state of origins (S7)
 
@@ -280,18 +247,9 @@ class Consumer:
         Raises:
             StoreError: the database failed; nothing of it was kept.
         """
-        failing: dict[str, str] = {}
-        while True:
-            try:
-                taken = await self._store.write(unit, *args, failing)
-            except HandlerFailedError as error:
-                if error.message_id in failing:
-                    raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
-                self._failed(failing, error.message_id, str(error), error.__cause__)
-            else:
-                self._count(taken)
-                self.look_again()
-                return taken
+        taken = await self.committing.settle(unit, *args)
+        self.look_again()
+        return taken
 
     def rewind(self, partition: int, position: Position, also: Callable[[UnitOfWork], None]) -> None:
         """Read a partition again from behind a position, after the batch under way.
@@ -330,20 +288,6 @@ class Consumer:
             if pull is not None and self._broken is None:
                 pull.acknowledge(pulled)
                 pull.consumed(sum(1 for each, _ in batch if each == partition))
-
-    def _count(self, taken: Taken) -> None:
-        for field in Taken.__struct_fields__:
-            setattr(self.totals, field, getattr(self.totals, field) + getattr(taken, field))
-        if taken.parked:
-            logger.error("consumer.parked", extra={"consumer": self.name, "events": taken.parked})
-
-
-def _message_id(pulled: Pulled) -> str:
-    try:
-        found = parse_message_id(pulled.headers.get("Nats-Msg-Id", ""))
-    except MessageError:
-        found = None
-    return str(found) if found else pulled.headers.get("Nats-Msg-Id", "")
 
 
 def _check_stream(state: StreamState) -> None:

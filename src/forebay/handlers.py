@@ -98,6 +98,15 @@ class Handlers:
             )
         self._everything = Registration(function, None, batch=True, wants_message=True)
 
+    def joined(self, other: Handlers) -> Handlers:
+        """Return the handlers of both; they handle no kind both, or the other's are not reached."""
+        both = Handlers()
+        both._by_kind = {**other._by_kind, **self._by_kind}
+        both._everything = self._everything
+        both._decoders = {**other._decoders, **self._decoders}
+        both.repeated = self.repeated
+        return both
+
     def find(self, message: Message) -> tuple[Registration, Event | None] | None:
         """Return the handler of a message and the event it gets, or None where nothing handles its kind.
 

@@ -9,6 +9,7 @@ import msgspec
 from forebay.delivery import Delivery
 from forebay.envelope import Identity
 from forebay.identity import Origin, Place, parse_place
+from forebay.protocol.confirmation import EpochAnswer
 from forebay.protocol.inbox import EpochState, OriginInbox
 from forebay.sequences import SequenceSet
 from forebay.transaction import Row, Transaction
@@ -169,6 +170,33 @@ def epochs_of(tx: Transaction, node: str, service: str, epochs: list[str]) -> di
         for row in tx.execute(sql, node=node, service=service, epoch=epoch):
             found[epoch] = _state(row)
     return found
+
+
+def answered(
+    tx: Transaction, node: str, service: str, epochs: list[str], floor: Place | None
+) -> dict[str, EpochAnswer]:
+    """Return what the inbox says of the named epochs when the node asks; the unknown ones are left out (C1).
+
+    Args:
+        tx: a snapshot.
+        node: whose epochs they are.
+        service: of the node.
+        epochs: their names.
+        floor: what the node no longer has: to tell it what is missing below would let answers grow for ever.
+    """
+    return {
+        epoch: EpochAnswer(
+            watermark=state.passed.watermark,
+            held=list(state.passed.ranges),
+            missing=[
+                each
+                for each in state.missing
+                if each[1] > (floor.sequence if floor is not None and floor.epoch == epoch else 0)
+            ],
+            wanted=state.wanted,
+        )
+        for epoch, state in epochs_of(tx, node, service, epochs).items()
+    }
 
 
 def held_between(

@@ -12,15 +12,18 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import msgspec
 from anyio.abc import TaskStatus
 
 from forebay.closing import close_hole
-from forebay.consumer import Consumer
+from forebay.committing import Committing
 from forebay.errors import ConfigurationError, StoreError
+from forebay.followers import Followers
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Taken
 from forebay.parking import discard, retry
@@ -57,17 +60,52 @@ class CloseHole(msgspec.Struct, frozen=True, tag="close"):
     why: str
 
 
-Intent = Retry | Discard | CloseHole
+class RemoveFollower(msgspec.Struct, frozen=True, tag="remove-follower"):
+    """Keep nothing any more for a service of this node that followed the one whose database this is."""
+
+    service: str
+    why: str
+
+
+Intent = Retry | Discard | CloseHole | RemoveFollower
+
+
+class Reader(Protocol):
+    """What has the state of origins in its hands: a consumer, or a follower."""
+
+    committing: Committing
+
+    def look_again(self) -> None:
+        """Take note that inbox or parking were changed."""
 
 
 class Intents:
-    """Executes the intents for one consumer. Start it with ``run``."""
+    """Executes the intents for one service. Start it with ``run``.
 
-    def __init__(self, consumer: Consumer, handlers: Handlers, store: UnitStore, database: Path) -> None:
-        self._consumer = consumer
+    Args:
+        name: the service's.
+        handlers: of all of its readers.
+        store: the service's.
+        database: where that is.
+        readers: the service's own; none for one that only emits.
+        followers: who follows it, where it emits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Handlers,
+        store: UnitStore,
+        database: Path,
+        readers: Sequence[Reader],
+        followers: Followers | None = None,
+    ) -> None:
+        self._name = name
         self._handlers = handlers
         self._store = store
         self._folder = folder_of(database)
+        self._readers = list(readers)
+        self._followers = followers
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Look for files until cancelled."""
@@ -102,11 +140,21 @@ class Intents:
                     said, taken = close_hole(
                         work, self._handlers, intent.node, intent.service, hole, intent.why, failing
                     )
+                case RemoveFollower(service=service, why=why):
+                    followers = self._followers
+                    said = followers.remove(work, service, why) if followers else f"{self._name} emits nothing"
             _record(work, name, intent, said)
             return taken
 
-        await self._consumer.settle(run)
-        logger.warning("consumer.intent_executed", extra={"consumer": self._consumer.name, "outcome": said})
+        if self._readers:
+            await self._readers[0].committing.settle(run)
+        else:
+            await self._store.write(run, {})
+        for reader in self._readers:
+            reader.look_again()
+        if isinstance(intent, RemoveFollower) and self._followers is not None:
+            await self._followers.removed()
+        logger.warning("consumer.intent_executed", extra={"consumer": self._name, "outcome": said})
         return said
 
     async def _take(self, path: Path) -> None:

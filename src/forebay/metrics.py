@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from forebay.books import Books
+from forebay.intake import Taken
 from forebay.running import RunningService
 from forebay.transaction import Row, Transaction
 
@@ -108,13 +109,21 @@ class _Snapshot(Collector):
         suspended = GaugeMetricFamily(
             "forebay_consumer_suspended", "Whether it only retries what is parked", labels=labels
         )
+        following = GaugeMetricFamily(
+            "forebay_follower_reading", "1 while it follows the services of its node that it handles", labels=labels
+        )
         for service in self._services:
+            readers = [each for each in (service.consumer, service.follower) if each is not None]
+            for outcome in Taken.__struct_fields__ if readers else ():
+                total = sum(getattr(reader.totals, outcome) for reader in readers)
+                events.add_metric([service.name, outcome], total)
+            if readers:
+                suspended.add_metric([service.name], any(reader.suspended is not None for reader in readers))
             if service.consumer is not None:
-                for outcome in service.consumer.totals.__struct_fields__:
-                    events.add_metric([service.name, outcome], getattr(service.consumer.totals, outcome))
                 reading.add_metric([service.name], service.consumer.reading)
-                suspended.add_metric([service.name], service.consumer.suspended is not None)
-        yield from (events, reading, suspended)
+            if service.follower is not None:
+                following.add_metric([service.name], service.follower.problem is None)
+        yield from (events, reading, suspended, following)
 
     def _timers(self) -> Iterator[Any]:
         fired = CounterMetricFamily("forebay_timers_fired", "Timers that fired since the start", labels=["service"])

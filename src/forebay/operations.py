@@ -74,7 +74,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=MAX_ROWS, description="Rows, at m
 
 def operations(services: Sequence[RunningService]) -> Router:
     """Return the routes below ``/ops`` for the consumers of a process."""
-    consumers = {service.name: service for service in services if service.intents is not None}
+    consumers = {service.name: service for service in services if service.reads}
 
     def found(name: str) -> tuple[RunningService, Intents]:
         service = consumers.get(name)

@@ -46,6 +46,27 @@ _INSERT = """
 _headers = msgspec.json.Decoder(dict[str, str])
 
 
+class Whose(NamedTuple):
+    """Which parked events are a reader's: those of these services of its own node, or all others.
+
+    A service that follows others and reads a stream as well has two readers, and one parking.
+    """
+
+    node: str
+    services: tuple[str, ...]
+    followed: bool
+
+    def condition(self) -> tuple[str, dict[str, str | int]]:
+        """Return it in SQL, with its parameters."""
+        names = {f"service_{at}": name for at, name in enumerate(self.services)}
+        among = f"node = :own_node and service in ({', '.join(f':{name}' for name in names)})"
+        return f"case when {among} then 1 else 0 end = :followed", {
+            **names,
+            "own_node": self.node,
+            "followed": int(self.followed),
+        }
+
+
 class Parked(NamedTuple):
     """One parked event as a retry gets it."""
 
@@ -269,25 +290,28 @@ def listed(tx: Transaction, limit: int) -> list[Row]:
     )
 
 
-def due(tx: Transaction, limit: int) -> list[Parked]:
-    """Return the events whose retry is due, the longest waiting first.
+def due(tx: Transaction, limit: int, whose: Whose | None = None) -> list[Parked]:
+    """Return the events whose retry is due, the longest waiting first; those of one reader, where one is named.
 
     A time further away than any retry can be was written by a clock that was set back since: it is due.
     """
+    condition, params = whose.condition() if whose else ("1 = 1", {})
     rows = tx.execute(
         "select * from forebay_parked where retry_at is not null and discarded_at is null"
-        " and (retry_at <= :now or retry_at > :absurd) order by retry_at limit :limit",
+        f" and (retry_at <= :now or retry_at > :absurd) and {condition} order by retry_at limit :limit",
         now=_now(),
         absurd=_now() + int(2000 * LONGEST_RETRY),
         limit=limit,
+        **params,
     )
     return [_parked(row) for row in rows]
 
 
-def next_retry(tx: Transaction) -> float | None:
+def next_retry(tx: Transaction, whose: Whose | None = None) -> float | None:
     """Return the seconds until the next retry is due (0 or less: now), or None where none is."""
-    live = "from forebay_parked where retry_at is not null and discarded_at is null"
-    (row,) = tx.execute(f"select min(retry_at) as at, max(retry_at) as latest {live}")
+    condition, params = whose.condition() if whose else ("1 = 1", {})
+    live = f"from forebay_parked where retry_at is not null and discarded_at is null and {condition}"
+    (row,) = tx.execute(f"select min(retry_at) as at, max(retry_at) as latest {live}", **params)
     if row["at"] is None:
         return None
     if row["latest"] > _now() + int(2000 * LONGEST_RETRY):

@@ -25,6 +25,7 @@ from forebay.link import Link
 from forebay.project import LoadedService, Project
 from forebay.running import RunningService
 from forebay.sd_notify import Notifier
+from forebay.service import check_followed
 from forebay.sqlite import DiskConfig
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
         ConfigurationError: a setting or a database cannot be used.
         StoreError: a database cannot be opened.
     """
+    for declared, _ in services:  # before anything is opened
+        check_followed(declared, [each.declared.name for each in services])
     finish_restore(config.data)
     connection = Connection(
         ConnectionConfig(
@@ -126,6 +129,8 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
                 address=_address(listening),
             )
             running.append(service)
+        for service in running:
+            await service.follow({each.name: each for each in running})
         application = build_application(running, lambda: connection.connected, version("forebay"))
         server = _Server(
             uvicorn.Config(

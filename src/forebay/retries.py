@@ -10,7 +10,7 @@ import anyio
 from forebay.errors import ForebayError, MessageError, StoreError
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Intake, Taken, one_line
-from forebay.parking import HANDLER, Parked, due, next_retry, postpone
+from forebay.parking import HANDLER, Parked, Whose, due, next_retry, postpone
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -36,12 +36,14 @@ class Retries:
         store: UnitStore,
         count: Callable[[Taken], None],
         clock: Callable[[], float],
+        whose: Whose | None = None,
     ) -> None:
         self._consumer = consumer
         self._handlers = handlers
         self._store = store
         self._count = count
         self._clock = clock
+        self._whose = whose
         self._failed_in_a_row: set[str] = set()
         self._retry_at: float | None = None
         self.suspended: str | None = None
@@ -50,7 +52,7 @@ class Retries:
         """Try the parked events whose time has come; return whether there were any."""
         if self._retry_at is None or self._retry_at > self._clock():
             return False
-        waiting = await self._store.read(due, RETRIES)
+        waiting = await self._store.read(due, RETRIES, self._whose)
         for parked in waiting:
             with anyio.CancelScope(shield=True):
                 await self._retry(parked)
@@ -71,7 +73,7 @@ class Retries:
 
     async def look(self) -> None:
         """Look into the database for the time of the next retry."""
-        wait = await self._store.read(next_retry)
+        wait = await self._store.read(next_retry, self._whose)
         self._retry_at = None if wait is None else self._clock() + max(0.0, wait)
 
     def look_again(self) -> None:

@@ -16,8 +16,11 @@ from forebay.archive_reading import ArchiveAnswering, ArchiveReader
 from forebay.closing import Closing
 from forebay.confirming import Confirming
 from forebay.consumer import Consumer
-from forebay.errors import HeaderError
+from forebay.errors import ConfigurationError, HeaderError
 from forebay.filling import Filling
+from forebay.followed import FollowedLane
+from forebay.followers import Followers
+from forebay.following import Followed, Follower
 from forebay.identity import Place, parse_message_id
 from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
@@ -25,8 +28,9 @@ from forebay.jetstream.publishing import Publisher
 from forebay.link import Link
 from forebay.losses import mend
 from forebay.outbox import Outbox
+from forebay.parking import Whose
 from forebay.relay import Relay
-from forebay.service import Service
+from forebay.service import Service, check_followed
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
@@ -49,7 +53,9 @@ class RunningService:
     Attributes:
         outbox, store: always there.
         relay, confirming: where the service has lanes.
-        consumer, intents: where it has handlers.
+        consumer: where it has handlers of a stream's events.
+        follower: where it follows other services, once ``follow`` was called.
+        intents: where somebody may ask something of its state.
         timers: where it has handlers of timers.
     """
 
@@ -63,11 +69,13 @@ class RunningService:
         self.relay: Relay | None = None
         self.confirming: Confirming | None = None
         self.consumer: Consumer | None = None
+        self.follower: Follower | None = None
         self.intents: Intents | None = None
         self.timers: Timers | None = None
         self._connection = connection
         self._lock = FileLock(path)
         self._sqlite: SqliteStore | None = None
+        self._store_id = ""
         self._subscriptions: list[Callable[[], None]] = []
         self.filling: Filling | None = None
         self._answering: Answering | None = None
@@ -78,6 +86,11 @@ class RunningService:
     def name(self) -> str:
         """The service's name."""
         return self.declared.name
+
+    @property
+    def reads(self) -> bool:
+        """Whether it handles events, of a stream or of a service that it follows."""
+        return bool(self.declared.handlers or self.declared.following)
 
     @property
     def store(self) -> UnitStore:
@@ -113,13 +126,13 @@ class RunningService:
         self._lock.acquire(address)
         sets = [ENGINE, *([MigrationSet(self.name, migrations)] if migrations else [])]
         # What a consumer has done and what its inbox says belong together: half of them would be worse than none.
-        salvaging = Salvaging(partial=not self.declared.handlers, mend=mend)
+        salvaging = Salvaging(partial=not self.reads, mend=mend)
         sqlite = self._sqlite = await SqliteStore.open(
             self.path, migrations=sets, max_bytes=max_bytes or self._backstop(), disk=disk, salvaging=salvaging
         )
         store = self.store
         draining = UnitStore(sqlite.reclaiming, self.outbox)
-        store_id = await sqlite.reclaiming.write(self.outbox.bind, uuid.uuid4().hex)
+        store_id = self._store_id = await sqlite.reclaiming.write(self.outbox.bind, uuid.uuid4().hex)
         if self.outbox.lanes:
             self._publisher = Publisher(self._connection, "EVENTS")
             self.relay = Relay(
@@ -136,23 +149,58 @@ class RunningService:
             )
             self._subscriptions.append(sqlite.on_commit(self.relay.wake))
         if self.declared.handlers:
-            self.consumer = Consumer(self.name, self.declared.handlers, store, store_id, self._connection)
+            followed = self.declared.following.services
+            whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
+            self.consumer = Consumer(self.name, self.declared.handlers, store, store_id, self._connection, whose=whose)
             archive = ArchiveReader(self._connection, self.name)
             closing = Closing(self.consumer, self.declared.handlers, store, self._connection, archive)
             self.filling = Filling(self.consumer, self.declared.handlers, store, archive)
             self._answering = Answering(self.consumer, closing, store, store_id, self._connection)
-            self.intents = Intents(self.consumer, self.declared.handlers, store, self.path)
             if self.declared.read_archive is not None:
                 self._archive = ArchiveAnswering(self.consumer, store, self._connection, self.declared.read_archive)
         if self.declared.timers:
             self.timers = Timers(self.declared.timers, store)
             self._subscriptions.append(sqlite.on_commit(self.timers.wake))
 
+    async def follow(self, services: Mapping[str, RunningService]) -> None:
+        """Follow the services that it declares; all that run in the process are open, and none has started.
+
+        Raises:
+            ConfigurationError: one of them does not run in this process, or emits nothing.
+            StoreError: a database failed.
+        """
+        if not self.declared.following:
+            return
+        found: list[Followed] = []
+        followers: list[Followers] = []
+        for name in check_followed(self.declared, services):
+            other = services[name]
+            if other.confirming is None:
+                raise ConfigurationError(
+                    f"service {self.name!r} follows {name!r}, which has no lanes: it emits nothing"
+                )
+            followers.append(other.confirming.followers)
+            lanes = [FollowedLane(other.outbox, other.store, lane) for lane in other.outbox.lanes]
+            found.append(Followed(name, other._store_id, lanes, other.confirming.followers.wake))
+        follower = Follower(self.name, self.outbox.node, self.declared.following, self.store, self._store_id, found)
+        for each in followers:
+            await each.add(self.name, follower.answer)
+        for name in self.declared.following.services:
+            self._subscriptions.append(services[name].on_commit(follower.wake))
+        self.follower = follower
+
+    def on_commit(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` after its commits; returns what ends that."""
+        if self._sqlite is None:
+            raise RuntimeError(f"service {self.name} is not open")
+        return self._sqlite.on_commit(callback)
+
     async def start(self, tasks: TaskGroup) -> None:
         """Start the parts in ``tasks``; returns when each says that it runs."""
+        await self._expect_intents()
         if self._publisher is not None:
             await self._publisher.start()
-        sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling)
+        sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling, self.follower)
         for part in (*sending, *reading, self._archive, self.intents, self.timers):
             if part is not None:
                 await tasks.start(part.run)
@@ -184,6 +232,14 @@ class RunningService:
                 found.append(f"{self.name}: does not read: {self.consumer.problem}")
             elif self.consumer.suspended:
                 found.append(f"{self.name}: {self.consumer.suspended}")
+        if self.follower is not None and (stuck := self.follower.problem or self.follower.suspended):
+            followed = ", ".join(self.declared.following.services)
+            found.append(f"{self.name}: does not follow {followed}: {stuck}")
+        if self.confirming is not None:
+            found += [
+                f"{self.name}: keeps its events for {absent}, which follows it and does not run in this process"
+                for absent in self.confirming.followers.absent
+            ]
         return found
 
     async def find(self, message_id: str) -> Whereabouts | None:
@@ -198,7 +254,17 @@ class RunningService:
 
     def _backstop(self) -> int | None:
         budgets = sum(lane.budget_bytes for lane in self.declared.lanes)
-        return None if self.declared.handlers or not budgets else max(MIN_BACKSTOP, BACKSTOP * budgets)
+        return None if self.reads or not budgets else max(MIN_BACKSTOP, BACKSTOP * budgets)
+
+    async def _expect_intents(self) -> None:
+        """Look out for requests where there may be one: at a reader's state, or about a follower that is not here."""
+        followers = self.confirming.followers if self.confirming is not None else None
+        if followers is not None:
+            await followers.load()
+        readers = [each for each in (self.consumer, self.follower) if each is not None]
+        if readers or (followers is not None and followers.absent):
+            handlers = self.declared.handlers.joined(self.declared.following)
+            self.intents = Intents(self.name, handlers, self.store, self.path, readers, followers)
 
     async def _end_when_damaged(self, sqlite: SqliteStore) -> None:
         """End the process once the database turns out to be damaged: opening it again salvages what can be read."""

@@ -17,7 +17,7 @@ Example:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import litestar
@@ -62,6 +62,7 @@ class Service:
         self.lanes = tuple(lanes)
         self.settings_type = settings
         self.handlers = Handlers()
+        self.following = Handlers()
         self.read_archive: ReadArchive | None = None
         self.timers: dict[str, TimerHandler] = {}
         """What happens when a timer fires, by its owner (``forebay.timers``)."""
@@ -80,6 +81,38 @@ class Service:
 
         def register(function: H) -> H:
             self.handlers.add(event, function, batch=batch)
+            self._check_one_way(event)
+            return function
+
+        return register
+
+    def follow(self, event: type[Event], *, batch: bool = False) -> Callable[[H], H]:
+        """Handle one version of an event of another service of this node, straight from its outbox.
+
+        Handlers have the forms that ``on`` has, and the same inbox; it needs no link. Both services run in one process
+        (``forebay run edge.till edge.stock``).
+
+        Example:
+            >>> from forebay import Event, Service, UnitOfWork
+            >>> class DoorOpened(Event, service="door", kind="door-opened", key="door"):
+            ...     door: str
+            >>> lamp = Service("lamp")
+            >>> @lamp.follow(DoorOpened)
+            ... def light(tx: UnitOfWork, opened: DoorOpened) -> None:
+            ...     tx.execute("update lamp set lit = 1 where door = :door", door=opened.door)
+
+        Raises:
+            ConfigurationError: it is this service's own event, its service's events are handled from the stream as
+                well, or ``on`` would refuse the handler.
+        """
+
+        def register(function: H) -> H:
+            if event.spec.service == self.name:
+                raise ConfigurationError(
+                    f"{self.name} cannot follow its own {event.spec.type}", hint="do it in the unit of work that emits"
+                )
+            self.following.add(event, function, batch=batch)
+            self._check_one_way(event)
             return function
 
         return register
@@ -87,6 +120,11 @@ class Service:
     def every(self, function: H) -> H:
         """Handle every event of every service: ``f(tx, messages)``, in batches."""
         self.handlers.add_everything(function)
+        if self.following:
+            raise ConfigurationError(
+                f"{self.name} handles every event and follows {', '.join(self.following.services)} as well",
+                hint="give one of them a service of its own",
+            )
         return function
 
     def repeated(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -156,6 +194,15 @@ class Service:
             tags=[self.name],
         )
 
+    def _check_one_way(self, event: type[Event]) -> None:
+        """One inbox serves both ways: an event that came on the one would be known on the other."""
+        service = event.spec.service
+        if service in self.following.services and (service in self.handlers.services or self.handlers.takes_everything):
+            raise ConfigurationError(
+                f"{self.name} handles events of {service} from the stream and follows them as well",
+                hint="follow all of them, or none",
+            )
+
     def _route(
         self, verb: Callable[..., Any], path: str, problems: Sequence[int], options: dict[str, Any]
     ) -> Callable[[AnyCallable], AnyCallable]:
@@ -177,3 +224,23 @@ def _mark_parameters(function: Any) -> None:
     for name, marker in _MARKERS.items():
         if name in function.__annotations__:
             function.__annotations__[name] = marker[function.__annotations__[name]]
+
+
+def check_followed(service: Service, running: Collection[str]) -> list[str]:
+    """Return the services that a service follows.
+
+    Args:
+        service: the declaration.
+        running: the names of all services of its process.
+
+    Raises:
+        ConfigurationError: one of them is not among ``running``.
+    """
+    followed = service.following.services
+    for name in followed:
+        if name not in running:
+            raise ConfigurationError(
+                f"service {service.name!r} follows {name!r}, which does not run in this process",
+                hint=f"run both together, such as `forebay run edge.{name} edge.{service.name}`",
+            )
+    return followed

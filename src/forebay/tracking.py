@@ -99,7 +99,7 @@ async def find(store: UnitStore, relay: Relay, confirming: Confirming, place: Pl
 
 
 def _answered(confirming: Confirming) -> list[str]:
-    return [name for name in confirming.needed if name in confirming.consumers]
+    return [name for name in confirming.listed if name in confirming.consumers]
 
 
 def _find(tx: Transaction, place: Place) -> Row | None:

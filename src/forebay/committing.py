@@ -1,0 +1,156 @@
+"""Committing what a reader takes in: in parts around the events that fail, which are parked (F1), with its retries.
+
+Reading from a stream and following an outbox differ in where deliveries come from; what becomes of them is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from forebay.crash_points import reach
+from forebay.delivery import Delivery
+from forebay.errors import MessageError, StoreError
+from forebay.handlers import Handlers
+from forebay.identity import parse_message_id
+from forebay.intake import HandlerFailedError, Taken, one_line, take_all
+from forebay.parking import Whose
+from forebay.retries import Retries
+from forebay.unit_of_work import UnitStore
+
+logger = logging.getLogger(__name__)
+
+
+class Committing:
+    """What one reader's events go through.
+
+    Args:
+        name: the consumer's, in log lines.
+        handlers: what is done with the events.
+        store: where inbox and effects are.
+        clock: seconds, monotonic.
+        whose: the parked events that are this reader's to retry; all of them for None.
+
+    Attributes:
+        totals: what was done since the start, in events.
+        retries: of what is parked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Handlers,
+        store: UnitStore,
+        clock: Callable[[], float] = time.monotonic,
+        whose: Whose | None = None,
+    ) -> None:
+        self._name = name
+        self._handlers = handlers
+        self._store = store
+        self.totals = Taken()
+        self.retries = Retries(name, handlers, store, self._count, clock, whose)
+
+    @property
+    def suspended(self) -> str | None:
+        """Why it only retries what is parked and takes nothing new in; None while it does (F2)."""
+        return self.retries.suspended
+
+    async def commit(
+        self,
+        stream: str,
+        incarnation: str,
+        deliveries: Sequence[Delivery],
+        committed: Callable[[int, int], None],
+    ) -> int:
+        """Commit a batch, in parts around the events that fail; they are parked, each in a part of its own.
+
+        Args:
+            stream: what the position is kept under.
+            incarnation: of the stream.
+            deliveries: the batch, in order.
+            committed: called after each COMMIT with the part: its first index and the one behind its last.
+
+        Returns:
+            How many deliveries, from the first, were committed; less than all only where it is suspended.
+
+        Raises:
+            StoreError: the database failed; the parts before are kept.
+        """
+        one_by_one, at, end = False, 0, len(deliveries)
+        failing: dict[str, str] = {}
+        while at < len(deliveries) and not self.suspended:
+            part = deliveries[at:end]
+            try:
+                taken = await self._store.write(
+                    take_all, self._handlers, stream, incarnation, part, one_by_one, failing
+                )
+            except HandlerFailedError as error:
+                if not error.alone:
+                    one_by_one = True
+                elif error.message_id in failing:
+                    raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
+                else:
+                    self._failed(failing, error.message_id, str(error), error.__cause__)
+                    end = at + max(1, error.index)  # what came before it is committed without it
+            except StoreError:
+                raise
+            except Exception as error:
+                # Not in a handler: a deferred constraint that COMMIT found, say. Whose it is shows only singly.
+                message_id = _message_id(part[0].headers)
+                if len(part) > 1:
+                    end = at + 1
+                elif message_id in failing:
+                    raise StoreError(f"{message_id} can neither be taken nor parked: {one_line(error)}") from error
+                else:
+                    self._failed(failing, message_id, one_line(error), error)
+            else:
+                reach("consume.committed")
+                committed(at, end)
+                self._count(taken)
+                await self.retries.committed(taken, failing)
+                if taken.parked:
+                    failing.clear()
+                at, end = end, len(deliveries)
+        return at
+
+    async def settle(self, unit: Callable[..., Taken], /, *args: Any) -> Taken:
+        """Run ``unit(work, *args, failing)`` until no handler fails in it that is not parked; count what it did.
+
+        Raises:
+            StoreError: the database failed; nothing of it was kept.
+        """
+        failing: dict[str, str] = {}
+        while True:
+            try:
+                taken = await self._store.write(unit, *args, failing)
+            except HandlerFailedError as error:
+                if error.message_id in failing:
+                    raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
+                self._failed(failing, error.message_id, str(error), error.__cause__)
+            else:
+                self._count(taken)
+                return taken
+
+    def _failed(self, failing: dict[str, str], message_id: str, detail: str, cause: BaseException | None) -> None:
+        failing[message_id] = detail
+        logger.error(
+            "consumer.handler_failed",
+            extra={"consumer": self._name, "message_id": message_id, "reason": detail},
+            exc_info=cause,
+        )
+
+    def _count(self, taken: Taken) -> None:
+        for field in Taken.__struct_fields__:
+            setattr(self.totals, field, getattr(self.totals, field) + getattr(taken, field))
+        if taken.parked:
+            logger.error("consumer.parked", extra={"consumer": self._name, "events": taken.parked})
+
+
+def _message_id(headers: Mapping[str, str]) -> str:
+    try:
+        found = parse_message_id(headers.get("Nats-Msg-Id", ""))
+    except MessageError:
+        found = None
+    return str(found) if found else headers.get("Nats-Msg-Id", "")
