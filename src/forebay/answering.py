@@ -10,6 +10,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskStatus
 
+from forebay.clock_offsets import ClockOffsets
 from forebay.closing import Closing, Statement, says_something
 from forebay.consumer import Consumer
 from forebay.envelope import format_time
@@ -36,12 +37,19 @@ class Answering:
     """
 
     def __init__(
-        self, consumer: Consumer, closing: Closing, store: UnitStore, store_id: str, connection: Connection
+        self,
+        consumer: Consumer,
+        closing: Closing,
+        store: UnitStore,
+        store_id: str,
+        connection: Connection,
+        offsets: ClockOffsets | None = None,
     ) -> None:
         self._consumer = consumer
         self._closing = closing
         self._store = store
         self._store_id = store_id
+        self._offsets = offsets
         self._connection = connection
         answers = {f"confirm.event.{consumer.name}.*": self._answer, "confirm.list.*": self._list}
         self._responder = Responder(connection, answers, lambda: consumer.reading)
@@ -58,6 +66,8 @@ class Answering:
         node = request.subject.rsplit(".", 1)[-1]
         if not NAME.fullmatch(node):
             raise MessageError(f"{node[:64]!r} is not a node's name")
+        if self._offsets is not None:
+            await self._offsets.told(node, question.clock_offset)
         consumer, partition = self._consumer, partition_of(node, PARTITIONS)
         state = await self._stream()
         # What the reader has read and committed is worth nothing in a stream that took the place of the one it reads.

@@ -193,7 +193,8 @@ class Confirming:
                     self._most_listed = max(1, self._most_listed // 4)
                 failure = error
                 continue
-            self.clock_offset = clock_offset(answer.clock, began, time.time())
+            offset = clock_offset(answer.clock, began, time.time())
+            self.clock_offset = None if offset is None else round(offset, 3)
             reach("confirm.answered")
             known_before = self.consumers.setdefault(consumer, Confirmations())
             self._unpassed[consumer] = unpassed(asked.question, answer, known_before.passed_upto)
@@ -373,7 +374,7 @@ class Confirming:
 
     def _prepare(self, tx: Transaction) -> Asked:
         known = {lane: self._unpassed_in(lane) for lane in self._relay.lanes}
-        return prepare(tx, self._outbox.service, self._relay.lanes, known, self._most_listed)
+        return prepare(tx, self._outbox.service, self._relay.lanes, known, self._most_listed, self.clock_offset)
 
     def _unpassed_in(self, lane: str) -> set[str] | None:
         """The oldest epoch of a lane that each needed consumer has not passed; None where that is not known of one."""

@@ -41,6 +41,7 @@ def prepare(
     lanes: Mapping[str, LaneState],
     unpassed: Mapping[str, Collection[str] | None],
     most_listed: int,
+    clock_offset: float | None = None,
 ) -> Asked:
     """Return what to ask, and what had been forwarded by then: an answer judges nothing that came later (C2).
 
@@ -50,6 +51,7 @@ def prepare(
         lanes: how far each lane is forwarded.
         unpassed: per lane, see ``freeing.chain``.
         most_listed: drops and withheld places of a lane that are listed, at most.
+        clock_offset: seconds that the core's clock is ahead of ours, where that was measured.
     """
     origins = []
     forwarded: dict[str, dict[str, list[Forwarded]]] = {}
@@ -78,7 +80,7 @@ def prepare(
                     withheld=[each.place for each in withheld[:most_listed]],
                 )
             )
-    return Asked(Question(VERSION, origins), forwarded, gone)
+    return Asked(Question(VERSION, origins, clock_offset), forwarded, gone)
 
 
 def clock_offset(clock: str, began: float, ended: float) -> float | None:

@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 
 from forebay.answering import Answering
 from forebay.archive_reading import ArchiveAnswering, ArchiveReader
+from forebay.clock_offsets import ClockOffsets
 from forebay.closing import Closing
 from forebay.confirming import Confirming
 from forebay.consumer import Consumer
@@ -65,6 +66,8 @@ class RunningService:
         self.declared = declared
         self.path = path
         self.settings = settings
+        self._known = declared.configured(settings)
+        declared.windows.check(self._known)
         self.outbox = Outbox(node, declared.name, declared.lanes)
         self.relay: Relay | None = None
         self.confirming: Confirming | None = None
@@ -97,7 +100,7 @@ class RunningService:
         """The service's store; open it first."""
         if self._sqlite is None:
             raise RuntimeError(f"service {self.name} is not open")
-        return UnitStore(self._sqlite, self.outbox)
+        return UnitStore(self._sqlite, self.outbox, self._known)
 
     async def open(
         self,
@@ -155,7 +158,8 @@ class RunningService:
             archive = ArchiveReader(self._connection, self.name)
             closing = Closing(self.consumer, self.declared.handlers, store, self._connection, archive)
             self.filling = Filling(self.consumer, self.declared.handlers, store, archive)
-            self._answering = Answering(self.consumer, closing, store, store_id, self._connection)
+            offsets = ClockOffsets(store) if self.declared.windows else None
+            self._answering = Answering(self.consumer, closing, store, store_id, self._connection, offsets)
             if self.declared.read_archive is not None:
                 self._archive = ArchiveAnswering(self.consumer, store, self._connection, self.declared.read_archive)
         if self.declared.timers:

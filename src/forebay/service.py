@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import litestar
 import msgspec
@@ -38,8 +38,13 @@ from forebay.lanes import Lane
 from forebay.problems import problem_responses
 from forebay.timers import TimerHandler
 from forebay.unit_of_work import UnitStore
+from forebay.window import IDLE, Kind, Lateness, TimeOf, Window, ordering_key
+from forebay.windowing import OWNER as WINDOWS
+from forebay.windowing import Windows
 
+E = TypeVar("E", bound=Event)
 H = TypeVar("H", bound=Handler)
+S = TypeVar("S")
 
 _MARKERS: dict[str, Any] = {"data": JSONBody, "store": NamedDependency, "settings": NamedDependency}
 """What Litestar wants to see around the types of these parameters."""
@@ -66,6 +71,7 @@ class Service:
         self.read_archive: ReadArchive | None = None
         self.timers: dict[str, TimerHandler] = {}
         """What happens when a timer fires, by its owner (``forebay.timers``)."""
+        self.windows = Windows()
         self._routes: list[HTTPRouteHandler] = []
         names = [lane.name for lane in self.lanes]
         if len(set(names)) < len(names):
@@ -147,6 +153,62 @@ class Service:
 
         return register
 
+    def window(
+        self,
+        event: type[E],
+        kind: Kind,
+        *,
+        state: type[S],
+        key: Callable[[E], str | None] = ordering_key,
+        lateness: Lateness = 0,
+        nodes: Literal["each", "together"] = "each",
+        idle: str | float = IDLE,
+        time: TimeOf = "event",
+    ) -> Callable[[Callable[[S, E], S]], Window[E, S]]:
+        """Fold the events of each window of event time with ``f(state, event) -> state``.
+
+        The function's name is the window's; see ``forebay.window`` for an example. It must not matter in which order
+        events are folded: they come as they come.
+
+        Args:
+            event: what is folded.
+            kind: ``Tumbling``, ``Sliding`` or ``Session``.
+            state: the type of the fold, a msgspec Struct; ``state()`` is an empty window.
+            key: what an event belongs to; None keeps it out, and its time counts all the same.
+            lateness: for how much event time a closed window still takes late events and tells its result again. What
+                is later than that goes to ``Window.late``.
+            nodes: ``each`` node has windows and a watermark of its own, or they are ``together``: then the watermark is
+                the least over the nodes.
+            idle: for how long a silent node holds back the others, where they are together.
+            time: which time counts; see ``forebay.window.TimeOf``.
+
+        Raises:
+            ConfigurationError: a duration or the state makes no sense, or the event has a handler already.
+        """
+
+        def register(add: Callable[[S, E], S]) -> Window[E, S]:
+            name = add.__name__.replace("_", "-")
+            window = Window(
+                name, event, kind, add, state=state, key=key, lateness=lateness, nodes=nodes, idle=idle, time=time
+            )
+            self.windows.add(window, self.handlers)
+            if window.together:
+                self.timers[WINDOWS] = self.windows.pass_silent
+            return window
+
+        return register
+
+    def configured(self, settings: Mapping[str, Any] | None) -> Any:
+        """Return the table ``[<service>]`` of ``forebay.toml`` as the type that the service declares.
+
+        Raises:
+            ConfigurationError: the settings are not of that type.
+        """
+        try:
+            return msgspec.convert(dict(settings or {}), self.settings_type)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"[{self.name}] in forebay.toml: {error}") from error
+
     def reads_archive(self, function: ReadArchive) -> ReadArchive:
         """Answer ``archive.read`` with ``f(tx, question)``; for the one service that keeps every event (C5)."""
         self.read_archive = function
@@ -180,10 +242,7 @@ class Service:
         Raises:
             ConfigurationError: the settings are not of the service's type.
         """
-        try:
-            known = msgspec.convert(dict(settings or {}), self.settings_type)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"[{self.name}] in forebay.toml: {error}") from error
+        known = self.configured(settings)
         return Router(
             path=f"/{self.name}",
             route_handlers=self._routes,

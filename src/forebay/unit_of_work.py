@@ -36,7 +36,9 @@ class UnitOfWork:
     Valid only inside the function that got it. Everything done through it is kept together or not at all.
     """
 
-    def __init__(self, tx: Transaction, outbox: Outbox, trace: Trace = NO_TRACE) -> None:
+    def __init__(self, tx: Transaction, outbox: Outbox, trace: Trace = NO_TRACE, settings: Any = None) -> None:
+        self.settings = settings
+        """The service's own, of the type that it declares."""
         self._tx = tx
         self._trace = trace
         self._outbox = outbox
@@ -137,16 +139,17 @@ class UnitOfWork:
 class UnitStore:
     """A service's store: every write is a unit of work with ``emit``. Delivery contract as in ``transaction.Store``."""
 
-    def __init__(self, store: Store, outbox: Outbox) -> None:
+    def __init__(self, store: Store, outbox: Outbox, settings: Any = None) -> None:
         self._store = store
         self._outbox = outbox
+        self._settings = settings
 
     async def write(self, unit: Callable[Concatenate[UnitOfWork, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``unit(tx, ...)`` and return its result once state and events are on disk."""
         trace = TRACE.get()  # here, not in the unit: it runs on the store's thread
 
         def run(tx: Transaction) -> T:
-            work = UnitOfWork(tx, self._outbox, trace)
+            work = UnitOfWork(tx, self._outbox, trace, self._settings)
             result = unit(work, *args, **kwargs)
             if isinstance(result, Coroutine):
                 result.close()

@@ -72,11 +72,15 @@ class OriginQuestion(msgspec.Struct, frozen=True, omit_defaults=True):
     withheld: list[WithheldPlace] = []
 
 
-class Question(msgspec.Struct, frozen=True):
-    """The body of ``confirm.event.<consumer>.<node>``."""
+class Question(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of ``confirm.event.<consumer>.<node>``.
+
+    ``clock_offset`` is the seconds that the core's clock is ahead of the node's, as the node last measured it.
+    """
 
     v: int
     origins: list[OriginQuestion]
+    clock_offset: float | None = None
 
 
 class EpochAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
