@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forebay.envelope import Message
     from forebay.event import Event
+    from forebay.evolution import upcasts
     from forebay.lanes import Lane
     from forebay.service import Service
     from forebay.transaction import Transaction
     from forebay.unit_of_work import UnitOfWork, UnitStore
 
-__all__ = ["Event", "Lane", "Message", "Service", "Transaction", "UnitOfWork", "UnitStore"]
+__all__ = ["Event", "Lane", "Message", "Service", "Transaction", "UnitOfWork", "UnitStore", "upcasts"]
 
 _HOMES = {
     "Event": "forebay.event",
@@ -26,6 +27,7 @@ _HOMES = {
     "Transaction": "forebay.transaction",
     "UnitOfWork": "forebay.unit_of_work",
     "UnitStore": "forebay.unit_of_work",
+    "upcasts": "forebay.evolution",
 }
 
 

@@ -140,7 +140,7 @@ class Consumer:
         positions = await self._store.read(positions_of, self.stream)
         await self._store.write(forget_foreign, state.first, FOREIGN_KEPT)
         await self._store.write(forget_causes, CAUSES_KEPT)
-        await self._retries.look()
+        await self._retries.begin()
         for partition in self._partitions:
             durable = f"{self.name}-{partition}"
             await claim_durable(

@@ -156,7 +156,7 @@ class Follower:
 
     async def _begin(self) -> None:
         await self._store.write(forget_causes, CAUSES_KEPT)
-        await self.committing.retries.look()
+        await self.committing.retries.begin()
         await self._find_places()
 
     async def _find_places(self) -> None:

@@ -9,14 +9,12 @@ from typing import Any
 import msgspec
 
 from forebay.envelope import GATEWAY, Message
-from forebay.errors import BodyError, ConfigurationError, HeaderError, UnknownVersionError
+from forebay.errors import ConfigurationError, HeaderError, UnknownVersionError
 from forebay.event import Event, parse_type
+from forebay.evolution import Reader
 
 Handler = Callable[..., None]
 ALL = "*"
-
-# What msgspec raises for a body: text that is not UTF-8 and nesting that is too deep are no DecodeError.
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -44,7 +42,7 @@ class Handlers:
         self._everything: Registration | None = None
         self.repeated: Callable[..., None] | None = None
         """Sees each event whose id was taken before: ``f(tx, message)``; the archive compares bodies with it."""
-        self._decoders: dict[type[Event], msgspec.json.Decoder[Event]] = {}
+        self._readers: dict[type[Event], Reader[Event]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_kind) or self._everything is not None
@@ -60,7 +58,7 @@ class Handlers:
         return self._everything is not None
 
     def add(self, event: type[Event], function: Handler, *, batch: bool) -> None:
-        """Let ``function`` handle one version of one event.
+        """Let ``function`` handle one version of one event, and older ones from which upcasters lead to it.
 
         Raises:
             ConfigurationError: that version has a handler already, or the function is a coroutine's or takes other
@@ -78,7 +76,6 @@ class Handlers:
             raise ConfigurationError(f"handler {function.__name__} takes {count} parameters", hint=f"take {wanted}")
         versions[spec.version] = Registration(function, event, batch, count == 3)
         self._by_kind[spec.service, spec.kind] = versions
-        self._decoders[event] = msgspec.json.Decoder(event)
 
     def add_everything(self, function: Handler) -> None:
         """Let ``function(tx, messages)`` handle every event of every service, in batches.
@@ -111,32 +108,49 @@ class Handlers:
         """Return the handler of a message and the event it gets, or None where nothing handles its kind.
 
         Raises:
-            UnknownVersionError: its kind is handled, its version is not.
+            UnknownVersionError: its kind is handled, its version is not, nor a newer one to which upcasters lead.
             HeaderError: its type does not belong to its subject.
-            BodyError: the body does not decode to the event's type.
+            BodyError: the body does not decode to the event's type, or an upcaster failed on it.
         """
         if self._everything:
             return self._everything, None
         versions = self._by_kind.get((message.service, message.kind))
         if versions is None:
             return None
-        registration = versions[max(versions)] if message.service == GATEWAY else self._version(message, versions)
+        if message.service == GATEWAY:  # its clients' types carry no version of ours
+            version = max(versions)
+            registration = versions[version]
+        else:
+            version = _version_of(message)
+            registration = self._nearest(versions, version, message.type)
         if registration.event is None:
             return registration, None
-        try:
-            return registration, self._decoders[registration.event].decode(message.body)
-        except _UNREADABLE as error:
-            raise BodyError(f"the body is not a {message.type}: {error}") from None
+        return registration, self._reader(registration.event).decode(version, message.body)
 
-    @staticmethod
-    def _version(message: Message, versions: dict[int, Registration]) -> Registration:
-        parsed = parse_type(message.type)
-        if parsed is None or parsed[:2] != (message.service, message.kind):
-            raise HeaderError(f"ce-type {message.type!r} is not {message.service}.{message.kind}.v<N>, as its subject")
-        if parsed[2] not in versions:
-            known = ", ".join(f"v{version}" for version in sorted(versions))
-            raise UnknownVersionError(f"{message.type} is not a version that is handled here ({known})")
-        return versions[parsed[2]]
+    def _nearest(self, versions: dict[int, Registration], version: int, event_type: str) -> Registration:
+        """Return the handler of that version, else of the lowest newer one to which upcasters lead from it."""
+        if version in versions:
+            return versions[version]
+        for newer in sorted(each for each in versions if each > version):
+            event = versions[newer].event
+            if event is not None and version in self._reader(event):
+                return versions[newer]
+        known = ", ".join(f"v{each}" for each in sorted(versions))
+        raise UnknownVersionError(f"{event_type} is not a version that is handled here ({known})")
+
+    def _reader(self, event: type[Event]) -> Reader[Event]:
+        """Return the reader of an event; made at its first use: upcasters may be declared later."""
+        reader = self._readers.get(event)
+        if reader is None:
+            reader = self._readers[event] = Reader(event)
+        return reader
+
+
+def _version_of(message: Message) -> int:
+    parsed = parse_type(message.type)
+    if parsed is None or parsed[:2] != (message.service, message.kind):
+        raise HeaderError(f"ce-type {message.type!r} is not {message.service}.{message.kind}.v<N>, as its subject")
+    return parsed[2]
 
 
 def _parameters(function: Handler) -> int:

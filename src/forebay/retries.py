@@ -10,7 +10,7 @@ import anyio
 from forebay.errors import ForebayError, MessageError, StoreError
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Intake, Taken, one_line
-from forebay.parking import HANDLER, Parked, Whose, due, next_retry, postpone
+from forebay.parking import HANDLER, Parked, Whose, due, next_retry, postpone, wake_unread
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,15 @@ class Retries:
         self._whose = whose
         self._failed_in_a_row: set[str] = set()
         self._retry_at: float | None = None
+        self._begun = False
         self.suspended: str | None = None
+
+    async def begin(self) -> None:
+        """Look for the next retry; at the process's start what could not be read is due, for this release may do it."""
+        if not self._begun:
+            await self._store.write(wake_unread)
+            self._begun = True
+        await self.look()
 
     async def run_due(self) -> bool:
         """Try the parked events whose time has come; return whether there were any."""

@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from forebay import crash_points
 from forebay.cli.backup import backup, restore
 from forebay.cli.consumers import consumers
+from forebay.cli.contracts import contracts
 from forebay.cli.gaps import gaps
 from forebay.cli.health import health_command
 from forebay.cli.inbox import inbox
@@ -58,7 +59,21 @@ def cli(context: click.Context) -> None:
     context.default_map = {str(context.invoked_subcommand): defaults}
 
 
-for _command in (up, run, health_command(), plan, apply, outbox, inbox, parked, gaps, consumers, backup, restore):
+for _command in (
+    up,
+    run,
+    health_command(),
+    plan,
+    apply,
+    outbox,
+    inbox,
+    parked,
+    gaps,
+    consumers,
+    contracts,
+    backup,
+    restore,
+):
     cli.add_command(_command)
 
 
