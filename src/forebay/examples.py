@@ -58,14 +58,14 @@ def examples_of(event: type[msgspec.Struct]) -> list[bytes]:
     return found
 
 
-def unsaid(event: type[msgspec.Struct]) -> list[tuple[str, str]]:
-    """Return the fields of which a schema does not say all that a reader relies on: each path, and what is wrong."""
+def unsaid(event: type[msgspec.Struct]) -> list[tuple[str, str, str]]:
+    """Return the fields of which a schema does not say all that readers rely on: path, what is wrong, the remedy."""
     found = []
     for path, each in _walk(inspect.type_info(event), "", 0):
         if isinstance(each, inspect.DateTimeType | inspect.TimeType) and each.tz is not True:
-            found.append((path, "is a time that may have no offset from UTC"))
+            found.append((path, "is a time that may have no offset from UTC", "annotate it with Meta(tz=True)"))
         elif isinstance(each, inspect.DictType) and not isinstance(_bare(each.key_type), inspect.StrType):
-            found.append((path, "has keys that are no text, and JSON knows no others"))
+            found.append((path, "has keys that are no text, and JSON has no others", "make it a dict[str, ...]"))
     return found
 
 

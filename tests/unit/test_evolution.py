@@ -150,7 +150,7 @@ def test_an_upcaster_says_what_it_returns() -> None:
 
 
 def test_an_upcaster_stands_below_both_versions() -> None:
-    def early(old: SoldV1) -> DeclaredLater:  # type: ignore[name-defined]  # noqa: F821
+    def early(old: Sold) -> DeclaredLater:  # type: ignore[name-defined]  # noqa: F821
         return old
 
     with pytest.raises(ConfigurationError, match="declare it below both versions"):
