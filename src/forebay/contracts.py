@@ -20,6 +20,9 @@ from forebay.errors import ConfigurationError
 from forebay.event import EventMeta
 from forebay.project import FILE, Project
 
+_USUAL = ("contracts", "contracts.py")
+_HINT = f"name the modules of the events in {FILE}: [contracts]"
+
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True):
     modules: tuple[str, ...] = ("contracts",)
@@ -37,13 +40,13 @@ def load_contracts(project: Project) -> tuple[Path, list[type[Any]]]:
     except msgspec.ValidationError as error:
         hint = 'write modules = ["contracts"] and golden = "contracts/golden"'
         raise ConfigurationError(f"{project.folder / FILE}: [contracts]: {error}", hint=hint) from error
+    if table.modules == _Table().modules and not any((project.folder / each).exists() for each in _USUAL):
+        raise ConfigurationError(f"there is no 'contracts' in {project.folder}", hint=_HINT)  # nor somebody else's
     if str(project.folder) not in sys.path:  # a console script does not have the working directory on its path
         sys.path.insert(0, str(project.folder))
     found = {id(contract): contract for name in table.modules for contract in _declared(name)}
     if not found:
-        raise ConfigurationError(
-            f"no event is declared in {', '.join(table.modules)}", hint=f"name the modules in {FILE}: [contracts]"
-        )
+        raise ConfigurationError(f"no event is declared in {', '.join(table.modules)}", hint=_HINT)
     return project.folder / table.golden, list(found.values())
 
 
@@ -61,5 +64,4 @@ def _modules(name: str) -> Iterator[ModuleType]:
         for each in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
             yield importlib.import_module(each.name)
     except (Exception, SystemExit) as error:
-        hint = f"name the modules of the events in {FILE}: [contracts]"
-        raise ConfigurationError(f"contracts {name!r} cannot be imported: {error}", hint=hint) from error
+        raise ConfigurationError(f"contracts {name!r} cannot be imported: {error}", hint=_HINT) from error
