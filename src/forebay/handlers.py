@@ -100,7 +100,6 @@ class Handlers:
         both = Handlers()
         both._by_kind = {**other._by_kind, **self._by_kind}
         both._everything = self._everything
-        both._decoders = {**other._decoders, **self._decoders}
         both.repeated = self.repeated
         return both
 
