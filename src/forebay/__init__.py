@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forebay.command import Command
     from forebay.envelope import Message
     from forebay.event import Event
     from forebay.evolution import upcasts
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from forebay.transaction import Transaction
     from forebay.unit_of_work import UnitOfWork, UnitStore
 
-__all__ = ["Event", "Lane", "Message", "Service", "Transaction", "UnitOfWork", "UnitStore", "upcasts"]
+__all__ = ["Command", "Event", "Lane", "Message", "Service", "Transaction", "UnitOfWork", "UnitStore", "upcasts"]
 
 _HOMES = {
+    "Command": "forebay.command",
     "Event": "forebay.event",
     "Lane": "forebay.lanes",
     "Message": "forebay.envelope",

@@ -20,7 +20,7 @@ from forebay.withholding import listed
 _ORIGIN = """
     select o.id, o.written, o.confirmed, o.dropped,
       (select count(*) from forebay_epoch e join forebay_outbox r on r.epoch = e.id where e.origin = o.id) as events
-    from forebay_origin o where o.lane = :lane and o.destination = ''"""
+    from forebay_origin o where o.lane = :lane and o.destination = :destination"""
 
 _BETWEEN = """
     select count(*) as events from forebay_outbox where epoch = (select id from forebay_epoch where epoch = :epoch)
@@ -40,6 +40,7 @@ class Books(msgspec.Struct, frozen=True):
         written: since the store began.
         confirmed: the consumer has the event, whether or not it is still here.
         pending: on the disk, and not confirmed.
+        destination: ``<node>/<service>`` of commands, whose ``consumer`` is their receiver; empty for events.
         missed: those of them that the consumer has read past without meeting them; they are sent again.
         dropped: pushed out by the budget before the consumer had it.
         withheld: beside the outbox, because the broker refuses it, and not confirmed.
@@ -53,6 +54,7 @@ class Books(msgspec.Struct, frozen=True):
     dropped: int
     withheld: int
     missed: int = 0
+    destination: str = ""
 
     @property
     def balanced(self) -> bool:
@@ -61,11 +63,15 @@ class Books(msgspec.Struct, frozen=True):
 
 
 def read_books(
-    tx: Transaction, lanes: Sequence[str], consumers: Mapping[str, Confirmations], missed: Missed
+    tx: Transaction,
+    lanes: Sequence[str],
+    consumers: Mapping[str, Confirmations],
+    missed: Missed,
+    destination: str = "",
 ) -> list[Books]:
     """Return the books of lanes for each consumer, from one snapshot of the disk and the latest answers."""
     return [
-        _book(tx, lane, consumer, known, missed.get(consumer, {}))
+        _book(tx, lane, destination, consumer, known, missed.get(consumer, {}))
         for lane in lanes
         for consumer, known in consumers.items()
     ]
@@ -77,7 +83,7 @@ def keep_books(tx: Transaction, books: Sequence[Books], as_of: int) -> None:
         tx.execute(
             "insert into forebay_book (origin, consumer, confirmed, pending, missed, dropped, withheld, as_of)"
             " select id, :consumer, :confirmed, :pending, :missed, :dropped, :withheld, :as_of from forebay_origin"
-            " where lane = :lane and destination = ''"
+            " where lane = :lane and destination = :destination"
             " on conflict (origin, consumer) do update set confirmed = excluded.confirmed, pending = excluded.pending,"
             " missed = excluded.missed, dropped = excluded.dropped, withheld = excluded.withheld,"
             " as_of = excluded.as_of",
@@ -87,11 +93,16 @@ def keep_books(tx: Transaction, books: Sequence[Books], as_of: int) -> None:
 
 
 def _book(
-    tx: Transaction, lane: str, consumer: str, known: Confirmations, missed: Mapping[str, Sequence[Range]]
+    tx: Transaction,
+    lane: str,
+    destination: str,
+    consumer: str,
+    known: Confirmations,
+    missed: Mapping[str, Sequence[Range]],
 ) -> Books:
-    origin = tx.execute(_ORIGIN, lane=lane)[0]
+    origin = tx.execute(_ORIGIN, lane=lane, destination=destination)[0]
     rows = applied = again = 0
-    for epoch in standing(tx, lane):
+    for epoch in standing(tx, lane, destination):
         # Counted by few statements: all rows that were passed, without those that were passed without their event.
         rows += _rows(tx, epoch.epoch, 1, known.passed_upto(epoch.epoch))
         for first, last in without(known.lacking(epoch.epoch), epoch.aside):
@@ -100,7 +111,7 @@ def _book(
         applied += sum(known.applied(epoch.epoch, first, last) for first, last in epoch.dropped)
     for row in tx.execute(_APPLIED, origin=origin["id"]):
         applied += row["events"] if row["consumer"] == consumer else 0
-    aside = [known.confirmed(Place(place.epoch, place.sequence)) for place, _ in listed(tx, lane)]
+    aside = [known.confirmed(Place(place.epoch, place.sequence)) for place, _ in listed(tx, lane, destination)]
     return Books(
         lane=lane,
         consumer=consumer,
@@ -110,6 +121,7 @@ def _book(
         dropped=origin["dropped"] - applied,
         withheld=len(aside) - sum(aside),
         missed=min(again, origin["events"] - rows),
+        destination=destination,
     )
 
 

@@ -146,6 +146,8 @@ class Committing:
             setattr(self.totals, field, getattr(self.totals, field) + getattr(taken, field))
         if taken.parked:
             logger.error("consumer.parked", extra={"consumer": self._name, "events": taken.parked})
+        if taken.expired:
+            logger.warning("command.expired", extra={"consumer": self._name, "commands": taken.expired})
 
 
 def _message_id(headers: Mapping[str, str]) -> str:

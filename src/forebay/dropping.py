@@ -46,7 +46,7 @@ _OF_KEY = f"select epoch, sequence, bytes from ({_ALL}) as every where kind = :k
 
 _DROPS = """
     select e.epoch, d.first, d.last from forebay_dropped d join forebay_epoch e on e.id = d.epoch
-    join forebay_origin o on o.id = e.origin where o.lane = :lane and o.destination = ''
+    join forebay_origin o on o.id = e.origin where o.lane = :lane and o.destination = :destination
     order by e.id, d.first limit :limit"""
 
 
@@ -80,9 +80,9 @@ def drop_of_key(tx: Transaction, origin: int, kind: str, key: str, need: int) ->
     return _drop(tx, origin, rows) if sum(row["bytes"] for row in rows) >= need else 0
 
 
-def dropped(tx: Transaction, lane: str, limit: int = ALL) -> list[DroppedRange]:
+def dropped(tx: Transaction, lane: str, limit: int = ALL, destination: str = "") -> list[DroppedRange]:
     """Return the unfinished drops of a lane, the oldest first, at most ``limit`` of them where one is set."""
-    return [DroppedRange(*row) for row in _ranges(tx.execute(_DROPS, lane=lane, limit=limit))]
+    return [DroppedRange(*row) for row in _ranges(tx.execute(_DROPS, lane=lane, destination=destination, limit=limit))]
 
 
 def _ranges(rows: Iterable[Row]) -> Iterator[tuple[str, int, int]]:

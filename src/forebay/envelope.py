@@ -30,8 +30,9 @@ _KNOWN = {"specversion", "id", "source", "type", "time", "datacontenttype", "par
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One event as it was published or received.
 
-    ``node``, ``service`` and ``kind`` come from the subject, which the server has checked. ``place`` is None for a
-    foreign producer's message. ``attributes`` are the CloudEvents attributes and extensions beside the named ones.
+    ``node``, ``service`` and ``kind`` come from the subject, which the server has checked; of a command ``node`` and
+    ``service`` are the sender's, and ``destination`` is ``<node>/<service>``. ``place`` is None for the message of a
+    foreign producer. ``attributes`` are the CloudEvents attributes and extensions beside the named ones.
     """
 
     message_id: str
@@ -53,6 +54,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     tracestate: str | None = None
     body: bytes = b""
+    destination: str = ""
 
 
 class Identity(NamedTuple):
@@ -69,6 +71,7 @@ class Identity(NamedTuple):
     place: Place | None = None
     prev: Place | None = None
     lane: str = ""
+    destination: str = ""
 
 
 def percent_encode(value: str) -> str:
@@ -120,6 +123,12 @@ def event_subject(node: str, service: str, kind: str) -> str:
     return f"evt.{node}.{service}.{kind}"
 
 
+def command_subject(destination: str, kind: str) -> str:
+    """The subject that a command for ``<node>/<service>`` is published on."""
+    node, _, service = destination.partition("/")
+    return f"cmd.{node}.{service}.{kind}"
+
+
 def encode_headers(message: Message) -> dict[str, str]:
     """Return the NATS headers of a message, ``Nats-Msg-Id`` included."""
     headers = {f"ce-{name}": percent_encode(value) for name, value in message.attributes.items()}
@@ -153,10 +162,17 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
     Raises:
         HeaderError: subject, message id or one of the headers that place the event is missing or malformed.
     """
-    node, service, kind = subject_parts(subject)
     lower = {name.lower(): value for name, value in headers.items()}
+    if subject.startswith("cmd."):
+        destination, kind = command_parts(subject)
+        node, service = _sender(lower)
+    else:
+        destination = ""
+        node, service, kind = subject_parts(subject)
     text = _required(lower, "nats-msg-id")
     message_id = parse_message_id(text)
+    if message_id is None and destination:
+        raise HeaderError(f"the command {text!r} has no place: only an outbox sends commands")
     if message_id is None:
         return Identity(lower, text, node, service, kind)
     if message_id.first != message_id.last:
@@ -167,7 +183,7 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
     prev = parse_place(_required(lower, "forebay-prev"))
     if prev is not None and prev.epoch == message_id.epoch:
         raise HeaderError("forebay-prev names the message's own epoch")
-    return Identity(lower, str(message_id), node, service, kind, message_id.place, prev, lane)
+    return Identity(lower, str(message_id), node, service, kind, message_id.place, prev, lane, destination)
 
 
 def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Message:
@@ -213,7 +229,20 @@ def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Mess
         traceparent=headers.get("traceparent"),
         tracestate=headers.get("tracestate"),
         body=body,
+        destination=identity.destination,
     )
+
+
+def command_parts(subject: str) -> tuple[str, str]:
+    """Return the destination, ``<node>/<service>``, and the kind that a command's subject names.
+
+    Raises:
+        HeaderError: the subject is not ``cmd.<node>.<service>.<command>`` with names in it.
+    """
+    tokens = subject.split(".")
+    if len(tokens) != 4 or tokens[0] != "cmd" or not all(NAME.fullmatch(token) for token in tokens[1:]):
+        raise HeaderError(f"subject {subject!r} is not cmd.<node>.<service>.<command>")
+    return f"{tokens[1]}/{tokens[2]}", tokens[3]
 
 
 def subject_parts(subject: str) -> tuple[str, str, str]:
@@ -226,6 +255,14 @@ def subject_parts(subject: str) -> tuple[str, str, str]:
     if len(tokens) != 5 or tokens[0] != "evt" or not all(NAME.fullmatch(token) for token in tokens[2:]):
         raise HeaderError(f"subject {subject!r} is not evt.<partition>.<node>.<service>.<event>")
     return tokens[2], tokens[3], tokens[4]
+
+
+def _sender(headers: Mapping[str, str]) -> tuple[str, str]:
+    source = percent_decode(_required(headers, "ce-source"))
+    tokens = source.split("/")
+    if len(tokens) != 3 or tokens[0] or not all(NAME.fullmatch(token) for token in tokens[1:]):
+        raise HeaderError(f"ce-source {source!r} is not /<node>/<service>")
+    return tokens[1], tokens[2]
 
 
 def _required(headers: Mapping[str, str], name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
@@ -32,8 +32,16 @@ class EventSpec(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.service}.{self.kind}.v{self.version}"
 
 
+class HasSpec(Protocol):
+    """An event or a command."""
+
+    spec: ClassVar[EventSpec]
+
+
 class EventMeta(msgspec.StructMeta):
     """Takes the event's own keywords, which msgspec would refuse, and makes every event frozen and keyword-only."""
+
+    noun = "event"
 
     def __new__(
         mcls,
@@ -55,16 +63,18 @@ class EventMeta(msgspec.StructMeta):
         if not bases or bases == (msgspec.Struct,):
             return cls
         if service is None or kind is None:
-            raise ConfigurationError(f"event {name} does not say what it is", hint="give it service=... and kind=...")
+            raise ConfigurationError(
+                f"{mcls.noun} {name} does not say what it is", hint="give it service=... and kind=..."
+            )
         if version < 1:
-            raise ConfigurationError(f"event {name}: version {version} is below 1")
+            raise ConfigurationError(f"{mcls.noun} {name}: version {version} is below 1")
         if key is not None and key not in cls.__struct_fields__:
-            raise ConfigurationError(f"event {name}: key {key!r} is not one of its fields")
+            raise ConfigurationError(f"{mcls.noun} {name}: key {key!r} is not one of its fields")
         spec = EventSpec(
-            service=checked_name(service, f"event {name}: service"),
-            kind=checked_name(kind, f"event {name}: kind"),
+            service=checked_name(service, f"{mcls.noun} {name}: service"),
+            kind=checked_name(kind, f"{mcls.noun} {name}: kind"),
             version=version,
-            lane=checked_name(lane, f"event {name}: lane"),
+            lane=checked_name(lane, f"{mcls.noun} {name}: lane"),
             key=key,
         )
         type.__setattr__(cls, "spec", spec)
@@ -97,8 +107,8 @@ class Event(msgspec.Struct, metaclass=EventMeta):
         ) -> None: ...
 
 
-def key_of(event: Event) -> str | None:
-    """Return the value of the event's ordering key as text, or None where its type or the field has none."""
+def key_of(event: HasSpec) -> str | None:
+    """Return the value of the ordering key of an event or a command as text; None where its type or field has none."""
     field = event.spec.key
     value = None if field is None else getattr(event, field)
     return None if value is None else str(value)

@@ -2,7 +2,8 @@
 
 A prefix is made of rows, of drops (O3) and of withheld places (O4): a row goes when it is confirmed, a drop when all
 have passed it, and a withheld place is stepped over, its body stays beside the outbox until that is confirmed too.
-These functions work in the transaction that they are given; what is confirmed, the caller knows.
+These functions work in the transaction that they are given; what is confirmed, the caller knows. They concern one
+origin: a lane's events, or its commands for a ``destination``.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from forebay.protocol.confirmation import ChainLink
 from forebay.sequences import Range, joined
 from forebay.transaction import Row, Transaction
 
-_OF_LANE = "(select id from forebay_origin where lane = :lane and destination = '')"
+_OF_LANE = "(select id from forebay_origin where lane = :lane and destination = :destination)"
 
 _FLOOR_ID = """
     coalesce((select f.id from forebay_origin o join forebay_epoch f on f.epoch = o.floor_epoch
-              where o.lane = :lane and o.destination = ''), 0)"""
+              where o.lane = :lane and o.destination = :destination), 0)"""
 
 _FIRST_ROW = f"""
     select e.id, e.epoch, r.sequence as first, e.last from forebay_epoch e join forebay_outbox r on r.epoch = e.id
@@ -38,7 +39,7 @@ _FIRST_WITHHELD = f"""
 _STANDING = """
     select e.id, e.epoch, e.last, o.floor_epoch, o.floor_sequence
     from forebay_epoch e join forebay_origin o on o.id = e.origin
-    where o.lane = :lane and o.destination = ''
+    where o.lane = :lane and o.destination = :destination
       and (exists (select 1 from forebay_outbox r where r.epoch = e.id)
            or exists (select 1 from forebay_dropped d where d.epoch = e.id)
            or exists (select 1 from forebay_withheld w where w.epoch = e.id))
@@ -97,14 +98,14 @@ class Standing(NamedTuple):
         return joined([*self.dropped, *self.withheld])
 
 
-def head(tx: Transaction, lane: str) -> Head | None:
+def head(tx: Transaction, lane: str, destination: str = "") -> Head | None:
     """Return the oldest part of a lane, or None where nothing is left to pass."""
     parts: dict[Literal["rows", "drop", "withheld"], Row] = {}
-    if row := tx.execute(_FIRST_ROW, lane=lane):
+    if row := tx.execute(_FIRST_ROW, lane=lane, destination=destination):
         parts["rows"] = row[0]
-    if row := tx.execute(_FIRST_DROP, lane=lane):
+    if row := tx.execute(_FIRST_DROP, lane=lane, destination=destination):
         parts["drop"] = row[0]
-    if row := tx.execute(_FIRST_WITHHELD, lane=lane):
+    if row := tx.execute(_FIRST_WITHHELD, lane=lane, destination=destination):
         parts["withheld"] = row[0]
     if not parts:
         return None
@@ -115,7 +116,7 @@ def head(tx: Transaction, lane: str) -> Head | None:
     return Head(what, oldest["epoch"], oldest["first"], last)
 
 
-def free(tx: Transaction, lane: str, epoch: str, upto: int, *, limit: int) -> Freed:
+def free(tx: Transaction, lane: str, epoch: str, upto: int, *, limit: int, destination: str = "") -> Freed:
     """Free at most ``limit`` rows of an epoch up to a sequence, raise the floor and return what went.
 
     The caller frees only a prefix of the whole origin (O1): nothing older is left, row, drop or withheld.
@@ -124,16 +125,16 @@ def free(tx: Transaction, lane: str, epoch: str, upto: int, *, limit: int) -> Fr
     gone = tx.execute(_FREE, epoch=epoch, upto=upto, limit=limit)
     if gone:
         reach("free.deleted")
-        _count(tx, lane, gone)
-        _raise_floor(tx, lane, epoch, max(row["sequence"] for row in gone))
+        _count(tx, lane, destination, gone)
+        _raise_floor(tx, lane, destination, epoch, max(row["sequence"] for row in gone))
         reach("free.counted")
     return Freed(len(gone), sum(row["bytes"] for row in gone))
 
 
-def shed(tx: Transaction, lane: str, upto: Place, need: int) -> int:
+def shed(tx: Transaction, lane: str, upto: Place, need: int, destination: str = "") -> int:
     """Free confirmed rows for want of room: of the oldest, up to a place, until ``need`` bytes; return the bytes."""
     size = 0
-    while size < need and (oldest := head(tx, lane)) is not None and oldest.what == "rows":
+    while size < need and (oldest := head(tx, lane, destination)) is not None and oldest.what == "rows":
         last = min(oldest.last, upto.sequence) if oldest.epoch == upto.epoch else oldest.last
         if last < oldest.first or _id(tx, oldest.epoch) > _id(tx, upto.epoch):
             break
@@ -149,13 +150,15 @@ def shed(tx: Transaction, lane: str, upto: Place, need: int) -> int:
             last = row["sequence"]
             if size >= need:
                 break
-        free(tx, lane, oldest.epoch, last, limit=len(rows))
+        free(tx, lane, oldest.epoch, last, limit=len(rows), destination=destination)
         if size == before:
             break
     return size
 
 
-def pass_drop(tx: Transaction, lane: str, drop: Range, epoch: str, applied: Mapping[str, int]) -> None:
+def pass_drop(
+    tx: Transaction, lane: str, drop: Range, epoch: str, applied: Mapping[str, int], destination: str = ""
+) -> None:
     """Finish a drop, or the beginning of one: all needed consumers have passed it; ``applied`` is what each had."""
     first, upto = drop
     gone = tx.execute(
@@ -179,13 +182,14 @@ def pass_drop(tx: Transaction, lane: str, drop: Range, epoch: str, applied: Mapp
                 f"insert into forebay_applied (origin, consumer, events) values ({_OF_LANE}, :consumer, :events)"
                 " on conflict (origin, consumer) do update set events = forebay_applied.events + excluded.events",
                 lane=lane,
+                destination=destination,
                 consumer=consumer,
                 events=events,
             )
-    _raise_floor(tx, lane, epoch, upto)
+    _raise_floor(tx, lane, destination, epoch, upto)
 
 
-def pass_withheld(tx: Transaction, lane: str, place: Place) -> None:
+def pass_withheld(tx: Transaction, lane: str, place: Place, destination: str = "") -> None:
     """Let the floor pass a withheld place: all needed consumers have; its body stays."""
     tx.execute(
         "update forebay_withheld set passed = 1 where sequence = :sequence"
@@ -193,17 +197,21 @@ def pass_withheld(tx: Transaction, lane: str, place: Place) -> None:
         epoch=place.epoch,
         sequence=place.sequence,
     )
-    _raise_floor(tx, lane, place.epoch, place.sequence)
+    _raise_floor(tx, lane, destination, place.epoch, place.sequence)
 
 
-def floor(tx: Transaction, lane: str) -> str | None:
+def floor(tx: Transaction, lane: str, destination: str = "") -> str | None:
     """Return the place up to which this node no longer has the lane's events (O1)."""
-    rows = tx.execute(f"select floor_epoch, floor_sequence from forebay_origin where id = {_OF_LANE}", lane=lane)
+    rows = tx.execute(
+        f"select floor_epoch, floor_sequence from forebay_origin where id = {_OF_LANE}",
+        lane=lane,
+        destination=destination,
+    )
     row = rows[0] if rows else None
     return None if row is None or row["floor_epoch"] is None else f"{row['floor_epoch']}-{row['floor_sequence']}"
 
 
-def standing(tx: Transaction, lane: str) -> list[Standing]:
+def standing(tx: Transaction, lane: str, destination: str = "") -> list[Standing]:
     """Return the epochs of a lane of which rows, drops or withheld events are still here, the oldest first."""
     return [
         Standing(
@@ -221,24 +229,27 @@ def standing(tx: Transaction, lane: str) -> list[Standing]:
                 for each in tx.execute("select sequence from forebay_withheld where epoch = :id", id=row["id"])
             ),
         )
-        for row in tx.execute(_STANDING, lane=lane)
+        for row in tx.execute(_STANDING, lane=lane, destination=destination)
     ]
 
 
-def chain(tx: Transaction, lane: str, unpassed: Collection[str] | None = None) -> list[ChainLink]:
+def chain(
+    tx: Transaction, lane: str, unpassed: Collection[str] | None = None, destination: str = ""
+) -> list[ChainLink]:
     """Return the lane's epochs down to the oldest that a needed consumer has not passed, the newest last (O2).
 
     Args:
         tx: the transaction.
         lane: whose epochs.
         unpassed: per consumer the oldest epoch that it has not passed; None where one has not said so yet: then all.
+        destination: of commands.
     """
     if unpassed is None:
         oldest = 0
     else:
-        standing_here = [row["id"] for row in tx.execute(_STANDING + " limit 1", lane=lane)]
+        standing_here = [row["id"] for row in tx.execute(_STANDING + " limit 1", lane=lane, destination=destination)]
         oldest = min([*standing_here, *(_id(tx, epoch) for epoch in unpassed)], default=0)
-    rows = tx.execute(_CHAIN, lane=lane, oldest=oldest, limit=CHAIN_LIMIT)
+    rows = tx.execute(_CHAIN, lane=lane, destination=destination, oldest=oldest, limit=CHAIN_LIMIT)
     return [ChainLink(row["epoch"], row["prev"]) for row in rows]
 
 
@@ -247,23 +258,25 @@ def _id(tx: Transaction, epoch: str) -> int:
     return int(rows[0]["id"]) if rows else 0
 
 
-def _count(tx: Transaction, lane: str, gone: list[Row]) -> None:
+def _count(tx: Transaction, lane: str, destination: str, gone: list[Row]) -> None:
     tx.execute(
         "update forebay_origin set bytes = bytes - :size, confirmed = confirmed + :count"
-        " where lane = :lane and destination = ''",
+        " where lane = :lane and destination = :destination",
         size=sum(row["bytes"] for row in gone),
         count=len(gone),
         lane=lane,
+        destination=destination,
     )
 
 
-def _raise_floor(tx: Transaction, lane: str, epoch: str, sequence: int) -> None:
+def _raise_floor(tx: Transaction, lane: str, destination: str, epoch: str, sequence: int) -> None:
     """Raise the floor to a place; one that it has passed already (a body that was dropped late) changes nothing."""
     tx.execute(
         "update forebay_origin set floor_epoch = :epoch, floor_sequence = :sequence"
-        f" where lane = :lane and destination = '' and ({_FLOOR_ID} < :id"
+        f" where lane = :lane and destination = :destination and ({_FLOOR_ID} < :id"
         " or (floor_epoch = :epoch and floor_sequence < :sequence))",
         lane=lane,
+        destination=destination,
         epoch=epoch,
         sequence=sequence,
         id=_id(tx, epoch),

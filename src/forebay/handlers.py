@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from forebay.command import Command
 from forebay.envelope import GATEWAY, Message
 from forebay.errors import ConfigurationError, HeaderError, UnknownVersionError
 from forebay.event import Event, parse_type
 from forebay.evolution import Reader
+from forebay.identity import CORE
 
 Handler = Callable[..., None]
 ALL = "*"
@@ -24,7 +27,7 @@ class Registration(msgspec.Struct, frozen=True):
     """
 
     function: Handler
-    event: type[Event] | None
+    event: type[Event] | type[Command] | None
     batch: bool
     wants_message: bool
 
@@ -42,10 +45,22 @@ class Handlers:
         self._everything: Registration | None = None
         self.repeated: Callable[..., None] | None = None
         """Sees each event whose id was taken before: ``f(tx, message)``; the archive compares bodies with it."""
-        self._readers: dict[type[Event], Reader[Event]] = {}
+        self._readers: dict[type[Event] | type[Command], Reader[Event | Command]] = {}
+        self._commands: dict[str, dict[int, Registration]] = {}
+        self._expired: dict[type[Command], Registration] = {}
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        """The time by which commands expire: the wall's, or the core's as far as it is known."""
+        self.core = CORE
+        """The node that may send commands."""
 
     def __bool__(self) -> bool:
+        """Whether there are handlers of events."""
         return bool(self._by_kind) or self._everything is not None
+
+    @property
+    def takes_commands(self) -> bool:
+        """Whether there are handlers of commands."""
+        return bool(self._commands)
 
     @property
     def services(self) -> list[str]:
@@ -77,6 +92,35 @@ class Handlers:
         versions[spec.version] = Registration(function, event, batch, count == 3)
         self._by_kind[spec.service, spec.kind] = versions
 
+    def add_command(self, service: str, command: type[Command], function: Handler) -> None:
+        """Let ``function`` handle one version of one command of ``service``, which is the one that has it done.
+
+        Raises:
+            ConfigurationError: the command is another service's, that version has a handler already, or the function is
+                a coroutine's or takes other parameters.
+        """
+        spec = command.spec
+        if spec.service != service:
+            raise ConfigurationError(f"{spec.type} is a command for service {spec.service!r}, this is {service!r}")
+        versions = self._commands.get(spec.kind, {})
+        if spec.version in versions:
+            raise ConfigurationError(f"{spec.type} has a handler already: {versions[spec.version].name}")
+        versions[spec.version] = _of_command(command, function)
+        self._commands[spec.kind] = versions
+
+    def add_expired(self, command: type[Command], function: Handler) -> None:
+        """Let ``function`` see the commands of one type that expired before they were done; raises as ``add`` does."""
+        if command in self._expired:
+            raise ConfigurationError(f"the expiry of {command.spec.type} has a handler already")
+        self._expired[command] = _of_command(command, function)
+
+    def expired(self, registration: Registration) -> Registration | None:
+        """Return what handles the expiry of the commands of a handler, where there is such a thing."""
+        command = registration.event
+        if command is None or not issubclass(command, Command):
+            return None
+        return self._expired.get(command)
+
     def add_everything(self, function: Handler) -> None:
         """Let ``function(tx, messages)`` handle every event of every service, in batches.
 
@@ -101,16 +145,27 @@ class Handlers:
         both._by_kind = {**other._by_kind, **self._by_kind}
         both._everything = self._everything
         both.repeated = self.repeated
+        both._commands = {**other._commands, **self._commands}
+        both._expired = {**other._expired, **self._expired}
+        both.now, both.core = self.now, self.core
         return both
 
-    def find(self, message: Message) -> tuple[Registration, Event | None] | None:
+    def find(self, message: Message) -> tuple[Registration, Event | Command | None] | None:
         """Return the handler of a message and the event it gets, or None where nothing handles its kind.
 
         Raises:
-            UnknownVersionError: its kind is handled, its version is not, nor a newer one to which upcasters lead.
+            UnknownVersionError: its kind is handled, its version is not, nor a newer one to which upcasters lead; or
+                it is a command that nothing handles: a newer core may know more than this node, and what is asked for
+                is never passed over in silence.
             HeaderError: its type does not belong to its subject.
             BodyError: the body does not decode to the event's type, or an upcaster failed on it.
         """
+        if message.destination:
+            versions = self._commands.get(message.kind)
+            if versions is None:
+                raise UnknownVersionError(f"{message.type} is a command that nothing handles here")
+            version = _version_of(message, message.destination.partition("/")[2])
+            return self._decoded(self._nearest(versions, version, message.type), version, message)
         if self._everything:
             return self._everything, None
         versions = self._by_kind.get((message.service, message.kind))
@@ -118,10 +173,13 @@ class Handlers:
             return None
         if message.service == GATEWAY:  # its clients' types carry no version of ours
             version = max(versions)
-            registration = versions[version]
-        else:
-            version = _version_of(message)
-            registration = self._nearest(versions, version, message.type)
+            return self._decoded(versions[version], version, message)
+        version = _version_of(message, message.service)
+        return self._decoded(self._nearest(versions, version, message.type), version, message)
+
+    def _decoded(
+        self, registration: Registration, version: int, message: Message
+    ) -> tuple[Registration, Event | Command | None]:
         if registration.event is None:
             return registration, None
         return registration, self._reader(registration.event).decode(version, message.body)
@@ -137,7 +195,7 @@ class Handlers:
         known = ", ".join(f"v{each}" for each in sorted(versions))
         raise UnknownVersionError(f"{event_type} is not a version that is handled here ({known})")
 
-    def _reader(self, event: type[Event]) -> Reader[Event]:
+    def _reader(self, event: type[Event] | type[Command]) -> Reader[Event | Command]:
         """Return the reader of an event; made at its first use: upcasters may be declared later."""
         reader = self._readers.get(event)
         if reader is None:
@@ -145,11 +203,20 @@ class Handlers:
         return reader
 
 
-def _version_of(message: Message) -> int:
+def _version_of(message: Message, service: str) -> int:
     parsed = parse_type(message.type)
-    if parsed is None or parsed[:2] != (message.service, message.kind):
-        raise HeaderError(f"ce-type {message.type!r} is not {message.service}.{message.kind}.v<N>, as its subject")
+    if parsed is None or parsed[:2] != (service, message.kind):
+        raise HeaderError(f"ce-type {message.type!r} is not {service}.{message.kind}.v<N>, as its subject")
     return parsed[2]
+
+
+def _of_command(command: type[Command], function: Handler) -> Registration:
+    count = _parameters(function)
+    if count not in {2, 3}:
+        raise ConfigurationError(
+            f"handler {function.__name__} takes {count} parameters", hint="take (tx, command) or (tx, command, message)"
+        )
+    return Registration(function, command, batch=False, wants_message=count == 3)
 
 
 def _parameters(function: Handler) -> int:

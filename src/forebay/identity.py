@@ -33,8 +33,15 @@ def checked_name(value: str, what: str) -> str:
     return value
 
 
+CORE = "core"
+"""The node that the central services are, unless told otherwise."""
+
+
 class Origin(NamedTuple):
-    """Where order is kept. ``destination`` is a node for commands and empty for events (I1)."""
+    """Where order is kept. ``destination`` is ``<node>/<service>`` for commands and empty for events (I1).
+
+    A service that saw every third command of a sequence that it shared would wait for ever, a node's second one too.
+    """
 
     node: str
     service: str

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import msgspec
 
+from forebay.command import Command
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
 from forebay.envelope import Identity, Message, decode_message, identify
-from forebay.errors import ForebayError, HeaderError, MessageError, StoreError
+from forebay.errors import ForebayError, ForgedSourceError, HeaderError, MessageError, StoreError
 from forebay.event import Event
+from forebay.expiring import expiry_of, record_expired
 from forebay.gaps import record_gap
 from forebay.handlers import Handlers, Registration
 from forebay.identity import Origin, Place
@@ -67,6 +70,7 @@ class Taken(msgspec.Struct):
     parked: int = 0
     filled: int = 0
     missing: int = 0
+    expired: int = 0
 
 
 class Intake:
@@ -79,7 +83,7 @@ class Intake:
         self._handlers = handlers
         self._one_by_one = one_by_one
         self._failing = failing or {}
-        self._batch: list[tuple[Event | None, Message]] = []
+        self._batch: list[tuple[Event | Command | None, Message]] = []
         self._batch_of: Registration | None = None
         self._batch_from = 0
         self._index = 0
@@ -166,9 +170,10 @@ class Intake:
             self.take(0, parked.delivery)  # its envelope could not be read before: its origin waits for it
             return
         message = decode_message(identity, parked.delivery.body, parked.delivery.time)
+        self._check_sender(identity)
         found = self._handlers.find(message)
         if found is not None and self._is_first(identity, message):
-            self._handle(*found, message)
+            self._make(*found, message, expiry_of(message))
 
     def finish(self) -> Taken:
         """Run what batch handlers still wait for and write the inbox."""
@@ -184,7 +189,9 @@ class Intake:
             return self._park(delivery, identity, BEHIND, "an earlier event of its key is parked")
         try:
             message = decode_message(identity, delivery.body, delivery.time)
+            self._check_sender(identity)
             found = self._handlers.find(message)
+            expires = expiry_of(message)
         except MessageError as error:
             return self._park(delivery, identity, error.reason, str(error))
         if found is None:
@@ -195,8 +202,27 @@ class Intake:
         if identity.place is not None and not self._is_first(identity, message):
             self.taken.duplicates += 1
             return None
-        self._handle(*found, message)
+        self._make(*found, message, expires)
         return None
+
+    def _check_sender(self, identity: Identity) -> None:
+        """Refuse a command that does not come from the core."""
+        if identity.destination and identity.node != self._handlers.core:
+            raise ForgedSourceError(f"a command of node {identity.node!r}: only {self._handlers.core!r} sends commands")
+
+    def _make(
+        self, registration: Registration, event: Event | Command | None, message: Message, expires: datetime | None
+    ) -> None:
+        """Make the effect of an event, or of a command that has not expired."""
+        if expires is None or self._handlers.now() <= expires:
+            self._handle(registration, event, message)
+            return
+        self.taken.expired += 1
+        record_expired(self._work, message, expires)
+        instead = self._handlers.expired(registration)
+        if instead is not None:
+            self._handle(instead, event, message)
+            self.taken.applied -= 1
 
     def _is_abandoned(self, identity: Identity) -> bool:
         """Whether a restore of its emitter left this event behind (B5); only what has a cause is emitted again."""
@@ -216,7 +242,7 @@ class Intake:
             self._work.execute(_CAUSE, node=identity.node, service=identity.service, cause=message.cause, seen_at=now)
         )
 
-    def _handle(self, registration: Registration, event: Event | None, message: Message) -> None:
+    def _handle(self, registration: Registration, event: Event | Command | None, message: Message) -> None:
         self.taken.applied += 1
         if registration.batch:
             if registration is not self._batch_of:

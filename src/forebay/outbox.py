@@ -16,7 +16,7 @@ import msgspec
 from forebay import dropping, freeing
 from forebay.clock import HybridClock
 from forebay.draining import DrainRate
-from forebay.envelope import JSON, Message, event_subject, format_time, parse_time
+from forebay.envelope import JSON, Message, command_subject, event_subject, format_time, parse_time
 from forebay.errors import BudgetSpentError, ConfigurationError, EventTooLargeError
 from forebay.identity import Origin, Place, checked_name, new_epoch, parse_place
 from forebay.lanes import Lane
@@ -38,11 +38,11 @@ _ORIGIN = """
     select o.id as origin, o.bytes, e.id as epoch_id, e.epoch, e.opening, e.last
     from forebay_origin o left join forebay_epoch e
       on e.id = (select max(id) from forebay_epoch where origin = o.id)
-    where o.lane = :lane and o.destination = ''"""
+    where o.lane = :lane and o.destination = :destination"""
 
 _EPOCHS = """
     select e.id, e.epoch from forebay_epoch e join forebay_origin o on o.id = e.origin
-    where o.lane = :lane and o.destination = ''
+    where o.lane = :lane and o.destination = :destination
       and e.id >= coalesce((select id from forebay_epoch where epoch = :epoch),
                            (select id from forebay_epoch where epoch = o.floor_epoch), 0)
     order by e.id"""
@@ -73,7 +73,7 @@ NO_EXTRA = Extra()
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
-    """An event on its way into the outbox."""
+    """An event, or a command for a ``destination``, on its way into the outbox."""
 
     lane: str
     kind: str
@@ -83,6 +83,11 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     cause: str | None = None
     extra: Extra = NO_EXTRA
+    destination: str = ""
+
+
+Tails = dict[tuple[str, str], "Tail"]
+"""The ends of a transaction's origins, by lane and destination."""
 
 
 class Tail:
@@ -114,15 +119,19 @@ class Outbox:
     Attributes:
         sheddable: per lane, the place up to which rows may be freed at once for want of room: all needed consumers have
             confirmed them. Kept in memory by what asks the consumers; empty while nothing is known.
+        sheddable_to: the same for commands, per lane and destination.
         drains: per lane, how fast its events leave the disk.
+        sends: whether it may hold commands: only the core's may.
     """
 
-    def __init__(self, node: str, service: str, lanes: Sequence[Lane]) -> None:
+    def __init__(self, node: str, service: str, lanes: Sequence[Lane], *, sends: bool = False) -> None:
         self.node = checked_name(node, "node")
         self.service = checked_name(service, "service")
         self.lanes = {lane.name: lane for lane in lanes}
         self.clock = HybridClock()
+        self.sends = sends
         self.sheddable: Mapping[str, Place] = {}
+        self.sheddable_to: dict[tuple[str, str], Place] = {}
         self.drains = {lane.name: DrainRate() for lane in lanes}
         self._extra = msgspec.json.Decoder(Extra)
 
@@ -150,8 +159,8 @@ class Outbox:
                 hint="give the data folder of this node, or the node's own name",
             )
         stranded = tx.execute(
-            "select o.lane from forebay_origin o where o.destination = '' and (o.bytes > 0 or exists (select 1"
-            " from forebay_dropped d join forebay_epoch e on e.id = d.epoch where e.origin = o.id))"
+            "select o.lane from forebay_origin o where o.bytes > 0 or exists (select 1"
+            " from forebay_dropped d join forebay_epoch e on e.id = d.epoch where e.origin = o.id)"
         )
         if gone := [row["lane"] for row in stranded if row["lane"] not in self.lanes]:
             raise ConfigurationError(
@@ -167,7 +176,7 @@ class Outbox:
 
     # --- writing
 
-    def append(self, tx: Transaction, tails: dict[str, Tail], draft: Draft) -> Place:
+    def append(self, tx: Transaction, tails: Tails, draft: Draft) -> Place:
         """Take the next place of the draft's lane; the row is written by ``flush``, in the same transaction.
 
         Raises:
@@ -180,7 +189,8 @@ class Outbox:
             raise EventTooLargeError(
                 f"the event {draft.type!r} has {len(draft.body)} bytes, the limit is {MAX_EVENT_BYTES}"
             )
-        tail = tails.get(draft.lane) or tails.setdefault(draft.lane, self._open_tail(tx, draft.lane))
+        origin = draft.lane, draft.destination
+        tail = tails.get(origin) or tails.setdefault(origin, self._open_tail(tx, *origin))
         extra = None if draft.extra == NO_EXTRA else msgspec.json.encode(draft.extra).decode()
         texts = (draft.kind, draft.type, draft.key, draft.cause, extra)
         metadata = sum(len(text.encode()) for text in texts if text)
@@ -210,7 +220,7 @@ class Outbox:
         tail.size += size
         return Place(tail.epoch, tail.last)
 
-    def flush(self, tx: Transaction, tails: Mapping[str, Tail]) -> None:
+    def flush(self, tx: Transaction, tails: Tails) -> None:
         """Write what was appended: the rows, the epochs' ends and the origins' books."""
         for tail in tails.values():
             self._write(tx, tail)
@@ -258,8 +268,8 @@ class Outbox:
         def lacking() -> int:
             return tail.bytes + tail.size + size - limit
 
-        if lacking() > 0 and (upto := self.sheddable.get(lane.name)) is not None:
-            tail.bytes -= freeing.shed(tx, lane.name, upto, lacking())
+        if lacking() > 0 and (upto := self._sheddable(draft)) is not None:
+            tail.bytes -= freeing.shed(tx, lane.name, upto, lacking(), draft.destination)
         if lacking() > 0 and lane.drops and size <= limit:
             self._write(tx, tail)  # what this very unit wrote is among the oldest too
             if lane.when_full == "drop-oldest":
@@ -271,35 +281,65 @@ class Outbox:
         if lacking() > 0:
             raise BudgetSpentError(lane.name, lane.budget_bytes, self.drains[lane.name].retry_after(lacking()))
 
-    def _open_tail(self, tx: Transaction, lane: str) -> Tail:
+    def _sheddable(self, draft: Draft) -> Place | None:
+        return (
+            self.sheddable_to.get((draft.lane, draft.destination))
+            if draft.destination
+            else self.sheddable.get(draft.lane)
+        )
+
+    def _open_tail(self, tx: Transaction, lane: str, destination: str) -> Tail:
         if lane not in self.lanes:
             known = ", ".join(self.lanes) or "none"
             raise ConfigurationError(
                 f"service {self.service!r} has no lane {lane!r} (it has: {known})",
                 hint=f"declare it: Service({self.service!r}, lanes=[Lane({lane!r})])",
             )
-        return Tail(tx.execute(_ORIGIN, lane=lane)[0], tx.opening)
+        if destination:
+            tx.execute(
+                "insert into forebay_origin (lane, destination) values (:lane, :destination) on conflict do nothing",
+                lane=lane,
+                destination=destination,
+            )
+        return Tail(tx.execute(_ORIGIN, lane=lane, destination=destination)[0], tx.opening)
 
     # --- reading, for the relay
 
-    def after(self, tx: Transaction, lane: str, place: Place | None, *, limit: int, max_bytes: int) -> list[Message]:
-        """Return the lane's events after a place (None: from the oldest), in order, at least one if there is one."""
+    def after(
+        self,
+        tx: Transaction,
+        lane: str,
+        place: Place | None,
+        *,
+        limit: int,
+        max_bytes: int,
+        destination: str = "",
+    ) -> list[Message]:
+        """Return an origin's events after a place (None: from the oldest), in order, at least one if there is one."""
         found: list[Message] = []
         size = 0
-        epochs = tx.execute(_EPOCHS, lane=lane, epoch=place.epoch if place else "")
+        epochs = tx.execute(_EPOCHS, lane=lane, destination=destination, epoch=place.epoch if place else "")
         for epoch in epochs:
             sequence = place.sequence if place and epoch["epoch"] == place.epoch else 0
             for row in tx.execute(_WRITTEN, epoch_id=epoch["id"], sequence=sequence, limit=limit - len(found)):
                 size += row["bytes"]
                 if found and size > max_bytes:
                     return found
-                found.append(self._message(lane, row))
+                found.append(self._message(lane, row, destination))
             if len(found) >= limit:
                 break
         return found
 
     def within(
-        self, tx: Transaction, lane: str, epoch: str, places: Range, *, limit: int, max_bytes: int
+        self,
+        tx: Transaction,
+        lane: str,
+        epoch: str,
+        places: Range,
+        *,
+        limit: int,
+        max_bytes: int,
+        destination: str = "",
     ) -> list[Message]:
         """Return those events of a range of places that are still here, in order, at least one; withheld ones too."""
         rows = tx.execute("select id from forebay_epoch where epoch = :epoch", epoch=epoch)
@@ -310,7 +350,7 @@ class Outbox:
             size += row["bytes"]
             if row["sequence"] > last or (found and size > max_bytes):
                 break
-            found.append(self._message(lane, row))
+            found.append(self._message(lane, row, destination))
         return found
 
     def _merged(self, tx: Transaction, epoch_id: int, sequence: int, limit: int) -> list[Row]:
@@ -320,9 +360,11 @@ class Outbox:
 
     def subject(self, message: Message) -> str:
         """The subject that a message of this outbox is published on."""
+        if message.destination:
+            return command_subject(message.destination, message.kind)
         return event_subject(self.node, self.service, message.kind)
 
-    def _message(self, lane: str, row: Row) -> Message:
+    def _message(self, lane: str, row: Row, destination: str) -> Message:
         extra = self._extra.decode(row["extra"]) if row["extra"] else NO_EXTRA
         place = Place(row["epoch"], row["sequence"])
         return Message(
@@ -345,6 +387,7 @@ class Outbox:
             traceparent=extra.traceparent,
             tracestate=extra.tracestate,
             body=row["body"],
+            destination=destination,
         )
 
     # --- confirmation
@@ -354,6 +397,7 @@ class Outbox:
         return bool(
             tx.execute(
                 "select 1 from forebay_epoch e where e.opening <> :opening"
+                " and exists (select 1 from forebay_origin o where o.id = e.origin and o.destination = '')"
                 " and exists (select 1 from forebay_outbox r where r.epoch = e.id) limit 1",
                 opening=tx.opening,
             )

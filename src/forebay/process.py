@@ -19,7 +19,7 @@ from forebay.application import build_application
 from forebay.backup import finish_restore
 from forebay.confirming import GRACE
 from forebay.errors import ConfigurationError
-from forebay.identity import checked_name
+from forebay.identity import CORE, checked_name
 from forebay.jetstream.connection import Connection, ConnectionConfig
 from forebay.link import Link
 from forebay.project import LoadedService, Project
@@ -29,9 +29,6 @@ from forebay.service import check_followed
 from forebay.sqlite import DiskConfig
 
 logger = logging.getLogger(__name__)
-
-CORE = "core"
-"""The node that the central services are, unless told otherwise."""
 
 STOP_TIMEOUT = 2
 """Seconds that requests under way have to end when the process is told to stop."""

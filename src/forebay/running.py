@@ -22,7 +22,7 @@ from forebay.filling import Filling
 from forebay.followed import FollowedLane
 from forebay.followers import Followers
 from forebay.following import Followed, Follower
-from forebay.identity import Place, parse_message_id
+from forebay.identity import CORE, Place, parse_message_id
 from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
@@ -61,14 +61,22 @@ class RunningService:
     """
 
     def __init__(
-        self, declared: Service, node: str, path: Path, connection: Connection, settings: Mapping[str, Any]
+        self,
+        declared: Service,
+        node: str,
+        path: Path,
+        connection: Connection,
+        settings: Mapping[str, Any],
+        *,
+        core: str = CORE,
     ) -> None:
         self.declared = declared
         self.path = path
         self.settings = settings
+        self.core = core
         self._known = declared.configured(settings)
         declared.windows.check(self._known)
-        self.outbox = Outbox(node, declared.name, declared.lanes)
+        self.outbox = Outbox(node, declared.name, declared.lanes, sends=node == core)
         self.relay: Relay | None = None
         self.confirming: Confirming | None = None
         self.consumer: Consumer | None = None

@@ -28,6 +28,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody
 from litestar.types import AnyCallable
 
+from forebay.command import Command
 from forebay.delivery import ReadArchive
 from forebay.errors import ConfigurationError
 from forebay.event import Event
@@ -77,17 +78,22 @@ class Service:
         if len(set(names)) < len(names):
             raise ConfigurationError(f"service {name!r} names a lane twice")
 
-    def on(self, event: type[Event], *, batch: bool = False) -> Callable[[H], H]:
-        """Handle one version of an event: ``f(tx, event)`` or ``f(tx, event, message)``.
+    def on(self, event: type[Event] | type[Command], *, batch: bool = False) -> Callable[[H], H]:
+        """Handle one version of an event, or of a command to this service: ``f(tx, event[, message])``.
 
         With ``batch=True`` the handler is ``f(tx, events, messages)`` and gets consecutive events as two lists of equal
         length; it then names the cause of what it emits (``tx.emit(..., cause=message)``). A handler runs in the
         transaction of the inbox, on the store's thread, and may run twice before it counts once.
         """
+        if batch and issubclass(event, Command):
+            raise ConfigurationError(f"{event.spec.type} is a command: it has no handler of batches")
 
         def register(function: H) -> H:
-            self.handlers.add(event, function, batch=batch)
-            self._check_one_way(event)
+            if issubclass(event, Command):
+                self.handlers.add_command(self.name, event, function)
+            else:
+                self.handlers.add(event, function, batch=batch)
+                self._check_one_way(event)
             return function
 
         return register
@@ -119,6 +125,19 @@ class Service:
                 )
             self.following.add(event, function, batch=batch)
             self._check_one_way(event)
+            return function
+
+        return register
+
+    def expired(self, command: type[Command]) -> Callable[[H], H]:
+        """Say what happens where a command has expired before it was done: ``f(tx, command)``, or with the message.
+
+        It runs in place of the command's handler, in the same transaction, and may emit; without it an expired command
+        is only counted and logged.
+        """
+
+        def register(function: H) -> H:
+            self.handlers.add_expired(command, function)
             return function
 
         return register

@@ -9,9 +9,11 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
-from forebay.envelope import Message
+from forebay.command import EXPIRY, Command, destination_of
+from forebay.envelope import Message, format_time
+from forebay.errors import ConfigurationError
 from forebay.event import Event, key_of
-from forebay.outbox import NO_EXTRA, Draft, Extra, Outbox, Tail
+from forebay.outbox import NO_EXTRA, Draft, Extra, Outbox, Tails
 from forebay.transaction import Row, Store, Transaction
 
 P = ParamSpec("P")
@@ -31,7 +33,7 @@ TRACE: ContextVar[Trace] = ContextVar("forebay-trace", default=NO_TRACE)
 
 
 class UnitOfWork:
-    """What a unit of work and a handler get: SQL, and ``emit``.
+    """What a unit of work and a handler get: SQL, ``emit`` and ``send``.
 
     Valid only inside the function that got it. Everything done through it is kept together or not at all.
     """
@@ -42,7 +44,7 @@ class UnitOfWork:
         self._tx = tx
         self._trace = trace
         self._outbox = outbox
-        self._tails: dict[str, Tail] = {}
+        self._tails: Tails = {}
         self._cause: Message | None = None
         self._deadline: str | None = None
         self._caused: dict[str, int] = {}
@@ -78,6 +80,8 @@ class UnitOfWork:
             EventTooLargeError, BudgetSpentError, ConfigurationError: see ``Outbox.append``.
         """
         spec = event.spec
+        if isinstance(event, Command):
+            raise TypeError(f"{spec.type} is a command: send it")
         if spec.service != self._outbox.service:
             raise ValueError(f"{spec.type} is an event of service {spec.service!r}, this is {self._outbox.service!r}")
         return self.append(
@@ -90,6 +94,52 @@ class UnitOfWork:
                 key=key_of(event),
                 cause=self._caused_by(cause),
                 extra=self._traced(cause or self._cause),
+            )
+        )
+
+    def send(self, command: Command, *, to: str, expires: datetime | None = None, cause: Message | None = None) -> str:
+        """Send a command to the node ``to``, to the service that its type names, and return its message id.
+
+        It is written in this very transaction, waits on this disk while the node is away, and takes effect there once,
+        in the order in which this service sent it. Only services of the core send; the command's lane is one of the
+        sending service's own.
+
+        Args:
+            command: its type says the receiving service, the lane and the ordering key.
+            to: the node.
+            expires: aware; after it the node passes the command over without doing it. None: it never expires.
+            cause: the message that caused it; in a handler of single events that is known by itself.
+
+        Raises:
+            ConfigurationError: this is not the core, ``to`` is not a node's name or this node itself, or the service
+                has no such lane.
+            ValueError: ``expires`` has no offset.
+            EventTooLargeError, BudgetSpentError: see ``Outbox.append``.
+        """
+        spec = command.spec
+        if not self._outbox.sends:
+            raise ConfigurationError(
+                f"service {self._outbox.service!r} of node {self._outbox.node!r} cannot send {spec.type}",
+                hint="only services of the core send commands",
+            )
+        if to == self._outbox.node:
+            raise ConfigurationError(f"{spec.type} is sent to {to!r} itself", hint="commands go to other nodes")
+        if expires is not None and expires.tzinfo is None:
+            raise ValueError(f"expires {expires} has no offset from UTC")
+        extra = self._traced(cause or self._cause)
+        if expires is not None:
+            extra = msgspec.structs.replace(extra, attributes={EXPIRY: format_time(expires)})
+        return self.append(
+            Draft(
+                lane=spec.lane,
+                kind=spec.kind,
+                type=spec.type,
+                body=msgspec.json.encode(command),
+                time=datetime.now(UTC),
+                key=key_of(command),
+                cause=self._caused_by(cause),
+                extra=extra,
+                destination=str(destination_of(to, spec.service)),
             )
         )
 

@@ -29,7 +29,7 @@ _TAKE_OUT = """
 
 _LISTED = """
     select e.epoch, w.sequence, w.key, w.passed from forebay_withheld w join forebay_epoch e on e.id = w.epoch
-    join forebay_origin o on o.id = e.origin where o.lane = :lane and o.destination = ''
+    join forebay_origin o on o.id = e.origin where o.lane = :lane and o.destination = :destination
     order by e.id, w.sequence"""
 
 
@@ -56,15 +56,15 @@ def withhold(tx: Transaction, refused: Mapping[Place, str], at: int) -> int:
     return moved
 
 
-def listed(tx: Transaction, lane: str) -> list[Listed]:
+def listed(tx: Transaction, lane: str, destination: str = "") -> list[Listed]:
     """Return what is withheld of a lane, the oldest first."""
     return [
         Listed(WithheldPlace(row["epoch"], row["sequence"], row["key"]), bool(row["passed"]))
-        for row in tx.execute(_LISTED, lane=lane)
+        for row in tx.execute(_LISTED, lane=lane, destination=destination)
     ]
 
 
-def release(tx: Transaction, lane: str, places: Sequence[Place]) -> Freed:
+def release(tx: Transaction, lane: str, places: Sequence[Place], destination: str = "") -> Freed:
     """Delete bodies that all needed consumers have confirmed and the floor has passed; return what went."""
     gone = [
         row
@@ -79,9 +79,10 @@ def release(tx: Transaction, lane: str, places: Sequence[Place]) -> Freed:
     freed = Freed(len(gone), sum(row["bytes"] for row in gone))
     tx.execute(
         "update forebay_origin set bytes = bytes - :size, confirmed = confirmed + :count"
-        " where lane = :lane and destination = ''",
+        " where lane = :lane and destination = :destination",
         size=freed.size,
         count=freed.events,
         lane=lane,
+        destination=destination,
     )
     return freed

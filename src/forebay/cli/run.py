@@ -11,6 +11,7 @@ import click
 from forebay.cli.settings import DEFAULT_NATS, BrokerUrls, Duration, data_option
 from forebay.cli.size import Size
 from forebay.errors import ConfigurationError
+from forebay.identity import CORE
 from forebay.project import Project, load_services
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -106,7 +107,7 @@ def run(
     edge.till is edge/till/app.py. The options can stand in the table [run] of forebay.toml as well.
     """
     from forebay.logs import configure_logging
-    from forebay.process import CORE, ProcessConfig, run_process
+    from forebay.process import ProcessConfig, run_process
     from forebay.sqlite import DiskConfig
     from forebay.supervisor import PARENT, die_with
 
