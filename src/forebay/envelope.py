@@ -32,7 +32,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     ``node``, ``service`` and ``kind`` come from the subject, which the server has checked; of a command ``node`` and
     ``service`` are the sender's, and ``destination`` is ``<node>/<service>``. ``place`` is None for the message of a
-    foreign producer. ``attributes`` are the CloudEvents attributes and extensions beside the named ones.
+    foreign producer. ``attributes`` are the CloudEvents attributes and extensions beside the named ones. ``stored_at``
+    is when the broker stored it, by the broker's clock; None for what was not received from one.
     """
 
     message_id: str
@@ -53,6 +54,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    stored_at: datetime | None = None
     body: bytes = b""
     destination: str = ""
 
@@ -228,6 +230,7 @@ def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Mess
         cause=headers.get("forebay-cause"),
         traceparent=headers.get("traceparent"),
         tracestate=headers.get("tracestate"),
+        stored_at=stored_at,
         body=body,
         destination=identity.destination,
     )

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from forebay.books import Books
 from forebay.intake import Taken
 from forebay.running import RunningService
+from forebay.saga.instances import counts
 from forebay.transaction import Row, Transaction
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -27,8 +28,9 @@ async def render(services: Sequence[RunningService], *, connected: bool) -> str:
     """Return the metrics of all services in Prometheus' text format."""
     lanes = {service.name: await service.store.read(_lanes) for service in services}
     books = {service.name: await service.confirming.books() for service in services if service.confirming is not None}
+    sagas = {service.name: await service.store.read(counts) for service in services if service.timers is not None}
     registry = CollectorRegistry()
-    registry.register(_Snapshot(services, lanes, books, connected))
+    registry.register(_Snapshot(services, lanes, books, sagas, connected))
     return generate_latest(registry).decode()
 
 
@@ -40,11 +42,13 @@ class _Snapshot(Collector):
         services: Sequence[RunningService],
         lanes: dict[str, list[Row]],
         books: dict[str, list[Books]],
+        sagas: dict[str, list[Row]],
         connected: bool,
     ) -> None:
         self._services = services
         self._lanes = lanes
         self._books = books
+        self._sagas = sagas
         self._connected = connected
 
     def collect(self) -> Iterator[Any]:
@@ -54,6 +58,7 @@ class _Snapshot(Collector):
         yield self._books_of_consumers()
         yield from self._consumers()
         yield from self._timers()
+        yield self._instances()
 
     def _outboxes(self) -> Iterator[Any]:
         labels = ["service", "lane"]
@@ -135,6 +140,14 @@ class _Snapshot(Collector):
                 fired.add_metric([service.name], service.timers.totals.fired)
                 failed.add_metric([service.name], service.timers.totals.failed)
         yield from (fired, failed)
+
+    def _instances(self) -> GaugeMetricFamily:
+        labels = ["service", "saga", "status"]
+        instances = GaugeMetricFamily("forebay_sagas", "Instances of sagas, by how they stand", labels=labels)
+        for service, rows in self._sagas.items():
+            for row in rows:
+                instances.add_metric([service, row["saga"], row["status"]], row["instances"])
+        return instances
 
 
 def _lanes(tx: Transaction) -> list[Row]:

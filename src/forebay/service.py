@@ -30,6 +30,7 @@ from litestar.types import AnyCallable
 
 from forebay.command import Command
 from forebay.delivery import ReadArchive
+from forebay.envelope import Message
 from forebay.errors import ConfigurationError
 from forebay.event import Event
 from forebay.handlers import Handler, Handlers
@@ -37,8 +38,9 @@ from forebay.identity import checked_name
 from forebay.json_body import JsonBody, json_only
 from forebay.lanes import Lane
 from forebay.problems import problem_responses
+from forebay.saga import Sagas
 from forebay.timers import TimerHandler
-from forebay.unit_of_work import UnitStore
+from forebay.unit_of_work import UnitOfWork, UnitStore
 from forebay.window import IDLE, Kind, Lateness, TimeOf, Window, ordering_key
 from forebay.windowing import OWNER as WINDOWS
 from forebay.windowing import Windows
@@ -227,6 +229,22 @@ class Service:
             return msgspec.convert(dict(settings or {}), self.settings_type)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"[{self.name}] in forebay.toml: {error}") from error
+
+    def runs(self, sagas: Sagas) -> Sagas:
+        """Let this service's consumer and timers move these sagas.
+
+        Raises:
+            ConfigurationError: one of their events has a handler here already; let that one call ``sagas.tell``.
+        """
+
+        def move(tx: UnitOfWork, event: Event, message: Message) -> None:
+            sagas.tell(tx, event, message)
+
+        for event in sagas.events:
+            self.handlers.add(event, move, batch=False)
+        for owner, handler in sagas.timers.items():
+            self.on_timer(owner)(handler)
+        return sagas
 
     def reads_archive(self, function: ReadArchive) -> ReadArchive:
         """Answer ``archive.read`` with ``f(tx, question)``; for the one service that keeps every event (C5)."""

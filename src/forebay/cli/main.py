@@ -25,6 +25,7 @@ from forebay.cli.inbox import inbox
 from forebay.cli.outbox import outbox
 from forebay.cli.parked import parked
 from forebay.cli.run import run
+from forebay.cli.sagas import sagas
 from forebay.cli.settings import defaults_of
 from forebay.cli.topology import DERIVED, apply, plan
 from forebay.cli.up import up
@@ -70,6 +71,7 @@ for _command in (
     parked,
     gaps,
     consumers,
+    sagas,
     contracts,
     backup,
     restore,
