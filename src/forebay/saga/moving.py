@@ -1,7 +1,7 @@
 """Moving sagas: events, deadlines and the service itself call an instance's methods, one transaction a step.
 
-An instance sees each event once: the inbox takes care of repetitions. What comes when it is of no use any more (an answer
-after the deadline, a second answer) is told in its story and changes nothing.
+An instance sees each event once: the inbox takes care of repetitions. What comes when it is of no use any more (an
+answer after the deadline, a second answer) is told in its story and changes nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Sagas:
     """The sagas of one service.
 
     Example:
-        ``sagas = Sagas(Purchase)`` and ``service.runs(sagas)``; inside a unit of work ``sagas.tell(tx, event)`` lets the
-        service's own events start and move them at once, in that transaction.
+        ``sagas = service.runs(Sagas(Purchase))``; inside a unit of work ``sagas.tell(tx, event)`` lets the service's
+        own events start and move them at once, in that transaction.
     """
 
     def __init__(self, *sagas: type[Saga]) -> None:
