@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from edge.coldchain import app as coldchain_app
 from edge.gateway import app as gateway_app
 from edge.till import app as till_app
 from forebay import Service, UnitStore
@@ -35,7 +36,11 @@ def edge_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     async def build(stack: AsyncExitStack) -> Litestar:
         served: list[tuple[Service, UnitStore, dict[str, Any]]] = []
-        for module, service in ((till_app, till_app.till), (gateway_app, gateway_app.gateway)):
+        for module, service in (
+            (till_app, till_app.till),
+            (gateway_app, gateway_app.gateway),
+            (coldchain_app, coldchain_app.coldchain),
+        ):
             store, outbox = await open_store(stack, service, module, folder)
             served.append((service, UnitStore(store, outbox), {}))
         return application(*served)
@@ -59,6 +64,13 @@ def document(edge_url: str) -> schemathesis.BaseSchema:
         ("/till/totals", "GET", GenerationMode.NEGATIVE),
         ("/gateway/events", "POST", GenerationMode.POSITIVE),
         ("/gateway/events", "POST", GenerationMode.NEGATIVE),
+        ("/coldchain/readings", "POST", GenerationMode.POSITIVE),
+        ("/coldchain/readings", "POST", GenerationMode.NEGATIVE),
+        ("/coldchain/limits", "POST", GenerationMode.POSITIVE),
+        ("/coldchain/limits", "POST", GenerationMode.NEGATIVE),
+        ("/coldchain/fridges/{fridge}", "GET", GenerationMode.POSITIVE),
+        ("/coldchain/alarms", "GET", GenerationMode.POSITIVE),
+        ("/coldchain/alarms", "GET", GenerationMode.NEGATIVE),
     ],
 )
 def test_every_answer_is_as_the_document_says(
@@ -75,4 +87,4 @@ def test_every_answer_is_as_the_document_says(
 
     answer()
     if mode is GenerationMode.POSITIVE and method == "POST":
-        assert statuses[201], f"nothing that was made up was accepted: {statuses}"
+        assert statuses[201] or statuses[200], f"nothing that was made up was accepted: {statuses}"

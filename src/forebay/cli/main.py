@@ -19,6 +19,7 @@ from forebay import crash_points
 from forebay.cli.backup import backup, restore
 from forebay.cli.consumers import consumers
 from forebay.cli.contracts import contracts
+from forebay.cli.followers import followers
 from forebay.cli.gaps import gaps
 from forebay.cli.health import health_command
 from forebay.cli.inbox import inbox
@@ -73,6 +74,7 @@ for _command in (
     consumers,
     sagas,
     contracts,
+    followers,
     backup,
     restore,
 ):
