@@ -16,7 +16,7 @@ from forebay.problems import ProblemError, invalid
 from forebay.transaction import Row
 
 READINGS_KEPT = 10_000
-"""Readings of a fridge that are kept, the latest to arrive: a week of one a minute. So far back it knows a repetition."""
+"""Readings of a fridge that are kept, the latest to arrive: a week of one a minute. A repetition of these is known."""
 
 PRUNED_EVERY = 100
 """Readings after which the oldest are looked for."""
