@@ -17,7 +17,7 @@ import msgspec
 
 from forebay.delivery import Delivery
 from forebay.envelope import Identity, percent_decode
-from forebay.errors import BodyError, HeaderError, UnknownVersionError
+from forebay.errors import HeaderError
 from forebay.identity import Origin, Place
 from forebay.transaction import Row, Transaction
 
@@ -305,17 +305,6 @@ def due(tx: Transaction, limit: int, whose: Whose | None = None) -> list[Parked]
         **params,
     )
     return [_parked(row) for row in rows]
-
-
-def wake_unread(tx: Transaction) -> None:
-    """Let what could not be read be retried at once: another release may have started since, which can read it."""
-    tx.execute(
-        "update forebay_parked set retry_at = :now where retry_at is not null and discarded_at is null"
-        " and reason in (:unknown_version, :undecodable_body)",
-        now=_now(),
-        unknown_version=UnknownVersionError.reason,
-        undecodable_body=BodyError.reason,
-    )
 
 
 def next_retry(tx: Transaction, whose: Whose | None = None) -> float | None:

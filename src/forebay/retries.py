@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import anyio
 
-from forebay.errors import ForebayError, MessageError, StoreError
+from forebay.errors import BodyError, ForebayError, MessageError, StoreError, UnknownVersionError
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Intake, Taken, one_line
-from forebay.parking import HANDLER, Parked, Whose, due, next_retry, postpone, wake_unread
+from forebay.parking import HANDLER, Parked, Whose, due, next_retry, postpone
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Retries:
     async def begin(self) -> None:
         """Look for the next retry; at the process's start what could not be read is due, for this release may do it."""
         if not self._begun:
-            await self._store.write(wake_unread)
+            await self._store.write(wake_unread, self._whose)
             self._begun = True
         await self.look()
 
@@ -116,3 +117,16 @@ def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:
     intake = Intake(work, handlers)
     intake.retry(parked)
     return intake.finish()
+
+
+def wake_unread(work: UnitOfWork, whose: Whose | None) -> None:
+    """Let what could not be read be retried at once: another release may run since, which can read it (S2)."""
+    condition, params = whose.condition() if whose else ("1 = 1", {})
+    work.execute(
+        "update forebay_parked set retry_at = :now where retry_at is not null and discarded_at is null"
+        f" and reason in (:unknown_version, :undecodable_body) and {condition}",
+        now=time.time_ns() // 1_000_000,
+        unknown_version=UnknownVersionError.reason,
+        undecodable_body=BodyError.reason,
+        **params,
+    )
