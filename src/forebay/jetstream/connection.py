@@ -157,11 +157,12 @@ class Connection:
                 if await self._serve(server, backoff):
                     attempts = 0
                     break
-            logger.log(
-                logging.INFO if attempts <= len(self.config.servers) else logging.DEBUG,
-                "connection.attempt_failed" if attempts else "connection.lost",
-                extra={"attempt": attempts, "error": self.last_error},
-            )
+            told = {"attempt": attempts, "error": self.last_error}
+            if attempts:
+                level = logging.INFO if attempts <= len(self.config.servers) else logging.DEBUG
+                logger.log(level, "connection.attempt_failed", extra=told)
+            else:
+                logger.info("connection.lost", extra=told)
             await anyio.sleep(backoff.delay())
 
     async def wait_connected(self) -> int:
