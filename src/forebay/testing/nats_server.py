@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
@@ -67,7 +68,14 @@ class NatsServer:
     """
 
     def __init__(
-        self, folder: Path, *, port: int | None = None, extra: str = "", sync_interval: str = "always"
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        extra: str = "",
+        sync_interval: str = "always",
+        configuration: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare a server.
 
@@ -76,11 +84,16 @@ class NatsServer:
             port: a free one if None.
             extra: more of the server's configuration, such as an ``authorization`` block; read at each start.
             sync_interval: how often the store is synced to disk; only with ``always`` is an acknowledged message safe.
+            configuration: a configuration of your own in place of the one that is written; it has to listen on
+                ``port``, and ``extra`` and ``sync_interval`` are of no account.
+            environment: variables beside those of this process, for a configuration that names some.
         """
         self.folder = folder
         self.port = port or free_port()
         self.extra = extra
         self.sync_interval = sync_interval
+        self.configuration = configuration
+        self.environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -159,6 +172,20 @@ class NatsServer:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
+        command = [str(find_binary()), "--config", str(self.configuration or self._written())]
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(  # noqa: S603
+                command,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _written(self) -> Path:
         configuration = self.folder / "nats-server.conf"
         configuration.write_text(
             f"listen: 127.0.0.1:{self.port}\n"
@@ -166,13 +193,7 @@ class NatsServer:
             f'jetstream {{ store_dir: "{self.folder / "store"}", sync_interval: {self.sync_interval} }}\n'
             f"{self.extra}\n"
         )
-        command = [str(find_binary()), "--config", str(configuration)]
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
-        with self.log.open("ab") as log:
-            return subprocess.Popen(  # noqa: S603
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        return configuration
 
     async def _accepts(self) -> bool:
         try:
