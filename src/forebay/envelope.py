@@ -34,6 +34,18 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     ``service`` are the sender's, and ``destination`` is ``<node>/<service>``. ``place`` is None for the message of a
     foreign producer. ``attributes`` are the CloudEvents attributes and extensions beside the named ones. ``stored_at``
     is when the broker stored it, by the broker's clock; None for what was not received from one.
+
+    A handler that has a third parameter gets it beside the event:
+
+    Example:
+        >>> from forebay import Event, Service, UnitOfWork
+        >>> class DoorOpened(Event, service="door", kind="door-opened", key="door"):
+        ...     door: str
+        >>> audit = Service("audit")
+        >>> @audit.on(DoorOpened)
+        ... def note(tx: UnitOfWork, opened: DoorOpened, message: Message) -> None:
+        ...     at = int(message.time.timestamp() * 1000)  # milliseconds since 1970; when it happened, not when it came
+        ...     tx.execute("insert into opened (node, at) values (:node, :at)", node=message.node, at=at)
     """
 
     message_id: str

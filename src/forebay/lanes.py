@@ -69,6 +69,12 @@ class Lane(msgspec.Struct, frozen=True):
             core as a range (O3). Services of the core block.
         flush_after: for how long the relay waits to fill a batch: seconds, or ``"1s"``, ``"500ms"``, ``"2m"``.
         drop_from: the share of the budget from which on events are removed; 0.8 unless told otherwise.
+
+    Example:
+        >>> ledger = Lane("ledger", budget="128MiB")
+        >>> telemetry = Lane("telemetry", budget="32MiB", when_full="drop-oldest", flush_after="1s")
+        >>> telemetry.budget_bytes, telemetry.flush_seconds
+        (33554432, 1.0)
     """
 
     name: str

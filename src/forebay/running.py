@@ -43,6 +43,8 @@ ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
 """The engine's own tables, the same in every service's database."""
 
 MIN_BACKSTOP = 1024**3
+"""Bytes."""
+
 BACKSTOP = 8
 """An emitting service's database may take so many times its lanes' budgets, and ``MIN_BACKSTOP`` bytes at least: beside
 the outbox it has tables of its own. A backstop only; the budgets are counted (O5)."""

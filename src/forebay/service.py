@@ -63,6 +63,14 @@ class Service:
 
     Raises:
         ConfigurationError: the name is none, or a lane is there twice.
+
+    Example:
+        >>> door = Service("door", lanes=[Lane("ledger", budget="8MiB"), Lane("telemetry", budget="1MiB")])
+        >>> @door.get("/health")
+        ... async def health() -> dict[str, str]:
+        ...     return {"door": "shut"}
+        >>> [lane.name for lane in door.lanes]
+        ['ledger', 'telemetry']
     """
 
     def __init__(self, name: str, *, lanes: Sequence[Lane] = (), settings: type[Any] = dict) -> None:
@@ -86,6 +94,15 @@ class Service:
         With ``batch=True`` the handler is ``f(tx, events, messages)`` and gets consecutive events as two lists of equal
         length; it then names the cause of what it emits (``tx.emit(..., cause=message)``). A handler runs in the
         transaction of the inbox, on the store's thread, and may run twice before it counts once.
+
+        Example:
+            >>> from forebay import Message, UnitOfWork
+            >>> class DoorOpened(Event, service="door", kind="door-opened", key="door"):
+            ...     door: str
+            >>> audit = Service("audit")
+            >>> @audit.on(DoorOpened, batch=True)
+            ... def count(tx: UnitOfWork, opened: list[DoorOpened], messages: list[Message]) -> None:
+            ...     tx.executemany("insert into opened (door) values (:door)", [{"door": each.door} for each in opened])
         """
         if batch and issubclass(event, Command):
             raise ConfigurationError(f"{event.spec.type} is a command: it has no handler of batches")

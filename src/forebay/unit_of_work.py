@@ -60,7 +60,19 @@ class UnitOfWork:
         return self._tx.opening
 
     def execute(self, sql: str, **params: Any) -> list[Row]:
-        """Run one statement; see ``Transaction.execute``."""
+        """Run one statement with ``:name`` parameters and return all its rows (none for a plain write).
+
+        Example:
+            >>> def rename(tx: UnitOfWork, door: str, name: str) -> bool:
+            ...     rows = tx.execute("select name from door where id = :id", id=door)
+            ...     if rows and rows[0]["name"] != name:
+            ...         tx.execute("update door set name = :name where id = :id", id=door, name=name)
+            ...     return bool(rows)
+
+        Raises:
+            ConstraintError: a constraint of the schema refused it.
+            StoreError: the database failed; the whole unit of work is undone.
+        """
         return self._tx.execute(sql, **params)
 
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -70,6 +82,13 @@ class UnitOfWork:
     def emit(self, event: Event, *, time: datetime | None = None, cause: Message | None = None) -> str:
         """Write an event into the outbox and return its message id.
 
+        Example:
+            >>> class DoorOpened(Event, service="door", kind="door-opened", key="door"):
+            ...     door: str
+            >>> def open_door(tx: UnitOfWork, door: str, at: datetime) -> str:
+            ...     tx.execute("update door set opened = opened + 1 where id = :id", id=door)
+            ...     return tx.emit(DoorOpened(door=door), time=at)  # commits with the row, or not at all
+
         Args:
             event: its type says the lane and the ordering key; its service is this store's.
             time: when it happened; aware. Now, where nothing is said.
@@ -77,6 +96,7 @@ class UnitOfWork:
 
         Raises:
             ValueError: the event belongs to another service, or ``time`` has no offset.
+            TypeError: it is a command, which is sent.
             EventTooLargeError, BudgetSpentError, ConfigurationError: see ``Outbox.append``.
         """
         spec = event.spec
@@ -187,7 +207,23 @@ class UnitOfWork:
 
 
 class UnitStore:
-    """A service's store: every write is a unit of work with ``emit``. Delivery contract as in ``transaction.Store``."""
+    """A service's store: every write is a unit of work with ``emit``. Delivery contract as in ``transaction.Store``.
+
+    Example:
+        >>> import asyncio
+        >>> from pathlib import Path
+        >>> from forebay import Service
+        >>> from forebay.testing.stores import opened  # in production, `forebay run` opens it
+        >>> def learn(tx: UnitOfWork, word: str) -> int:
+        ...     tx.execute("insert into word (word) values (:word)", word=word)
+        ...     return len(tx.execute("select word from word"))
+        >>> async def main() -> None:
+        ...     async with opened(Service("words"), Path("data"), schema="create table word (word text)") as store:
+        ...         await store.write(learn, "forebay")
+        ...         print(await store.write(learn, "outbox"), "words are on disk")
+        >>> asyncio.run(main())
+        2 words are on disk
+    """
 
     def __init__(self, store: Store, outbox: Outbox, settings: Any = None) -> None:
         self._store = store

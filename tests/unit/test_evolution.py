@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from forebay import Event, upcasts
+from forebay.command import Command
 from forebay.envelope import Message
 from forebay.errors import BodyError, ConfigurationError, UnknownVersionError
 from forebay.evolution import Reader, spec_of
@@ -221,6 +222,33 @@ class Late(Event, service="shop", kind="late", version=2):
 
 def later(_: LateV1) -> Late:
     return Late()
+
+
+class CloseV1(Command, service="door", kind="close", version=1):
+    seconds: int
+
+
+class Close(Command, service="door", kind="close", version=2):
+    after: float
+
+
+@upcasts(CloseV1)
+def with_fractions(old: CloseV1) -> Close:
+    return Close(after=float(old.seconds))
+
+
+def test_commands_evolve_like_events() -> None:
+    handlers = Handlers()
+    handlers.add_command("door", Close, handle)
+    found = handlers.find(
+        Message(
+            message_id="x", node="core", service="desk", kind="close", id="x", source="/core/desk",
+            type="door.close.v1", time=datetime(2026, 3, 1, tzinfo=UTC), body=b'{"seconds": 3}',
+            destination="store-330/door",
+        )
+    )  # fmt: skip
+    assert found is not None
+    assert found[1] == Close(after=3.0)
 
 
 def test_what_is_no_event_says_nothing_of_itself() -> None:

@@ -35,6 +35,7 @@ from forebay.project import FILE, derived_consumers, read_project
 
 USAGE = click.UsageError.exit_code
 EX_CONFIG = 78
+"""The exit code of sysexits.h for a wrong setting."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

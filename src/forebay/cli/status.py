@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from forebay.project import Project
 
 DAY = 24 * 3600.0
+"""Seconds."""
+
 TIMEOUT = 4.0
 """Seconds for a process to answer."""
 

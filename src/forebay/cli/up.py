@@ -15,6 +15,7 @@ from forebay.identity import checked_name
 from forebay.project import FILE, Project
 
 MAX_NODES = 100
+"""Edge nodes of one ``forebay up``: the core's port follows theirs."""
 
 
 @click.command()

@@ -14,6 +14,8 @@ from forebay.identity import Place, parse_place
 from forebay.sequences import Range, joined, within, without
 
 VERSION = 1
+"""Of the bodies of questions and answers, their ``v``."""
+
 MARKS = 64
 """Times remembered per epoch and consumer; when they are spent every second one goes, and old times become coarse."""
 

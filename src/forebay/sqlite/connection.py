@@ -23,7 +23,9 @@ MIN_BYTES = 64 * 1024
 """The least ``max_bytes`` that is not refused: a schema alone takes some pages."""
 
 _WAL_AUTOCHECKPOINT = 256  # pages
-JOURNAL_SIZE_LIMIT = 4 * 1024 * 1024  # bytes
+JOURNAL_SIZE_LIMIT = 4 * 1024 * 1024
+"""Bytes that the log keeps after a checkpoint."""
+
 _CACHE_SIZE = -2000  # negative: KiB
 _UNUSABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY})
 

@@ -23,6 +23,7 @@ import msgspec
 from forebay.errors import ConfigurationError, StoreFullError
 
 MIB = 1024 * 1024
+"""Bytes."""
 
 BALLAST = 8 * MIB
 """Bytes; the log has at most 4 MiB (``log.LIMIT``) and one group of units."""

@@ -21,6 +21,8 @@ READY_TIMEOUT = 30.0
 ROUTE_PASSWORD = "route"  # noqa: S105 - of servers that only this machine reaches
 """The password between the servers, where a configuration of your own asks for ``FOREBAY_ROUTE_PASSWORD``."""
 
+_ROUTES = ("FOREBAY_ROUTE_1", "FOREBAY_ROUTE_2", "FOREBAY_ROUTE_3")
+
 _CONFIGURATION = """
 server_name: $FOREBAY_SERVER
 listen: "127.0.0.1:%(port)d"
@@ -68,16 +70,15 @@ class NatsCluster:
         Args:
             folder: holds a folder for each server.
             configuration: one of your own for all three, in place of the one that is written. It takes what differs
-                from ``FOREBAY_SERVER``, ``FOREBAY_PORT``, ``FOREBAY_CLUSTER_PORT``, ``FOREBAY_STORE``,
-                ``FOREBAY_ROUTE_1`` to ``_3`` and ``FOREBAY_ROUTE_PASSWORD``.
+                from ``FOREBAY_SERVER``, ``FOREBAY_PORT``, ``FOREBAY_CLUSTER_PORT``, ``FOREBAY_STORE``, the three
+                routes and ``FOREBAY_ROUTE_PASSWORD``.
             environment: more variables, such as users' passwords.
             user: ``name:password`` of somebody who may call JetStream's API, where the configuration has users.
         """
         self._user = user
-        routes = [free_port() for _ in range(3)]
+        routes = [free_port() for _ in _ROUTES]
         urls = {
-            f"FOREBAY_ROUTE_{at}": f"nats://route:{ROUTE_PASSWORD}@127.0.0.1:{port}"
-            for at, port in enumerate(routes, 1)
+            name: f"nats://route:{ROUTE_PASSWORD}@127.0.0.1:{port}" for name, port in zip(_ROUTES, routes, strict=True)
         }
         self.servers: dict[str, NatsServer] = {}
         for at, route in enumerate(routes, 1):
