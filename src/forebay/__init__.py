@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forebay.aggregate import Aggregate
     from forebay.command import Command
     from forebay.envelope import Message
     from forebay.event import Event
@@ -18,9 +19,21 @@ if TYPE_CHECKING:
     from forebay.transaction import Transaction
     from forebay.unit_of_work import UnitOfWork, UnitStore
 
-__all__ = ["Command", "Event", "Lane", "Message", "Service", "Transaction", "UnitOfWork", "UnitStore", "upcasts"]
+__all__ = [
+    "Aggregate",
+    "Command",
+    "Event",
+    "Lane",
+    "Message",
+    "Service",
+    "Transaction",
+    "UnitOfWork",
+    "UnitStore",
+    "upcasts",
+]
 
 _HOMES = {
+    "Aggregate": "forebay.aggregate",
     "Command": "forebay.command",
     "Event": "forebay.event",
     "Lane": "forebay.lanes",

@@ -16,6 +16,8 @@
     │   ├── BudgetSpentError        a lane's byte budget is spent and the lane blocks
     │   └── OutcomeUnknownError     COMMIT itself failed: the unit may or may not be on disk
     ├── ConstraintError             a unit of work broke a constraint of the schema
+    ├── VersionConflictError        an aggregate has moved on since it was loaded: load it again and decide again
+    ├── UnreadableHistoryError      an aggregate's history has what this release cannot read
     ├── EventTooLargeError          an event is above the size that may be written
     └── LinkError                   the broker cannot be used
         ├── PublishRefusedError     the broker refused a message or a batch, with its code
@@ -126,6 +128,38 @@ class OutcomeUnknownError(StoreError):
 
 class ConstraintError(ForebayError):
     """A unit of work broke a constraint of the schema (unique, check, foreign key, not null)."""
+
+
+class VersionConflictError(ForebayError):
+    """What was decided about an aggregate was decided on a state that is not its latest.
+
+    Attributes:
+        expected: the version that was decided on.
+        actual: the version that it has.
+    """
+
+    def __init__(self, aggregate: str, expected: int, actual: int) -> None:
+        super().__init__(
+            f"{aggregate} is at version {actual}, and not at {expected} any more",
+            hint="load it again and decide again",
+        )
+        self.expected = expected
+        self.actual = actual
+
+
+class UnreadableHistoryError(ForebayError):
+    """An aggregate's history has an event that this release cannot read, or lacks one.
+
+    Attributes:
+        version: of the event.
+    """
+
+    def __init__(self, aggregate: str, version: int, reason: str) -> None:
+        super().__init__(
+            f"version {version} in the history of {aggregate} cannot be read: {reason}",
+            hint="run the release that wrote it; what a damaged disk took comes from a backup or the archive",
+        )
+        self.version = version
 
 
 class EventTooLargeError(ForebayError):

@@ -4,7 +4,7 @@
 |---|---|
 | 400 | unreadable: not JSON, a malformed request |
 | 404, 405 | no such thing, or not with this method |
-| 409 | the same key with other contents, or a constraint of the schema |
+| 409 | the same key with other contents, a version that is not the latest, or a constraint of the schema |
 | 413 | an event or a request above its limit |
 | 415 | a media type that is not read here |
 | 422 | readable but invalid; ``field`` names the part that is wrong |
@@ -38,6 +38,7 @@ from forebay.errors import (
     StoreBusyError,
     StoreError,
     StoreFullError,
+    VersionConflictError,
 )
 
 logger = logging.getLogger(__name__)
@@ -178,6 +179,8 @@ def _of_the_engine(request: RequestOf, error: ForebayError) -> Response[bytes]:
             return _answer(413, phrase(413), str(error))
         case MessageError():
             return _answer(422, phrase(422), str(error))
+        case VersionConflictError():
+            return _answer(409, phrase(409), str(error))
         case ConstraintError():
             _log(logging.WARNING, "request.refused", request, error)
             return _answer(409, phrase(409), "it contradicts what is stored already; nothing of the request was kept")

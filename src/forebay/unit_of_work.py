@@ -99,22 +99,28 @@ class UnitOfWork:
             TypeError: it is a command, which is sent.
             EventTooLargeError, BudgetSpentError, ConfigurationError: see ``Outbox.append``.
         """
+        return self.append(self.draft(event, time=time, cause=cause))
+
+    def draft(self, event: Event, *, time: datetime | None = None, cause: Message | None = None) -> Draft:
+        """Return an event as ``emit`` would write it; whoever keeps it elsewhere as well appends it once.
+
+        Raises:
+            ValueError: see ``emit``.
+        """
         spec = event.spec
         if isinstance(event, Command):
             raise TypeError(f"{spec.type} is a command: send it")
         if spec.service != self._outbox.service:
             raise ValueError(f"{spec.type} is an event of service {spec.service!r}, this is {self._outbox.service!r}")
-        return self.append(
-            Draft(
-                lane=spec.lane,
-                kind=spec.kind,
-                type=spec.type,
-                body=msgspec.json.encode(event),
-                time=_aware(time),
-                key=key_of(event),
-                cause=self._caused_by(cause),
-                extra=self._traced(cause or self._cause),
-            )
+        return Draft(
+            lane=spec.lane,
+            kind=spec.kind,
+            type=spec.type,
+            body=msgspec.json.encode(event),
+            time=_aware(time),
+            key=key_of(event),
+            cause=self._caused_by(cause),
+            extra=self._traced(cause or self._cause),
         )
 
     def send(self, command: Command, *, to: str, expires: datetime | None = None, cause: Message | None = None) -> str:
