@@ -425,13 +425,13 @@ async def test_an_event_of_another_service_moves_an_aggregate_once_and_is_named_
 def test_what_cannot_be_an_aggregate_is_refused_when_it_is_declared() -> None:
     with pytest.raises(ConfigurationError, match="name="):
 
-        class Nameless(Aggregate):  # type: ignore[call-arg]
+        class Nameless(Aggregate):
             pass
 
     with pytest.raises(ConfigurationError, match="default"):
 
         class Bare(Aggregate, name="bare"):
-            litres: int
+            litres: int  # type: ignore[misc]
 
     with pytest.raises(ConfigurationError, match="snapshot_every 0"):
 
