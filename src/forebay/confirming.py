@@ -64,6 +64,9 @@ BOOKS_INTERVAL = 60.0
 Fate = Literal["confirmed", "pending", "missed", "dropped", "withheld"]
 """What became of an event for one consumer."""
 
+CLOCK_NOISE = 1.0
+"""Seconds by which two measurements of the clock's offset may differ without being told at once."""
+
 _NOBODY = Confirmations()
 """What is known of a consumer that has not answered."""
 
@@ -99,6 +102,7 @@ class Confirming:
         self._missed: dict[str, dict[str, list[Range]]] = {}
         self._unpassed: dict[str, dict[str, str]] = {}
         self.clock_offset: float | None = None
+        self._clock_told = False
         self._most_listed = LISTED
         self._books_at = 0.0
         self._books_settled = False
@@ -159,7 +163,7 @@ class Confirming:
             self._asked.set()
             if moved:
                 backoff.reset()
-            if complete:
+            if complete and self._clock_told:
                 backoff.reset()
                 # A second answer frees, a grace after the first; soon where the tail is above its share.
                 pause = SHED_GRACE if self._tail_is_long else min(IDLE_INTERVAL, max(self._grace, 1.0))
@@ -193,8 +197,7 @@ class Confirming:
                     self._most_listed = max(1, self._most_listed // 4)
                 failure = error
                 continue
-            offset = clock_offset(answer.clock, began, time.time())
-            self.clock_offset = None if offset is None else round(offset, 3)
+            self._measured(clock_offset(answer.clock, began, time.time()), asked.question.clock_offset)
             reach("confirm.answered")
             known_before = self.consumers.setdefault(consumer, Confirmations())
             self._unpassed[consumer] = unpassed(asked.question, answer, known_before.passed_upto)
@@ -206,6 +209,11 @@ class Confirming:
         if failure:
             raise failure
         return moved
+
+    def _measured(self, offset: float | None, told: float | None) -> None:
+        self.clock_offset = None if offset is None else round(offset, 3)
+        # What was measured just now is told by the next question, and soon: event times are corrected by it.
+        self._clock_told = offset is None or (told is not None and abs(offset - told) < CLOCK_NOISE)
 
     async def confirmed_upto(self) -> dict[str, Place]:
         """Return per lane the place up to which all needed consumers have everything; lanes without one are left out.

@@ -81,6 +81,7 @@ ASKED = Question(
         ),
         OriginQuestion(service="till", lane="telemetry", chain=[ChainLink("019cab1e4c007000800000000000000d", "none")]),
     ],
+    clock_offset=-0.25,
 )
 
 LISTED = ConfirmedBy(3, {"archive": ["*"], "sales": ["till"]})
@@ -181,6 +182,13 @@ def test_fields_of_a_later_release_are_ignored(name: str, kind: type[msgspec.Str
     body = golden(name)["body"]
     assert widened(body) != body
     assert msgspec.json.decode(json.dumps(widened(body)), type=kind) == msgspec.json.decode(json.dumps(body), type=kind)
+
+
+def test_a_question_of_a_release_that_does_not_tell_its_clock_is_read_c1() -> None:
+    body = golden("confirmation-question")["body"]
+    del body["clock_offset"]
+    assert msgspec.json.decode(json.dumps(body), type=Question) == msgspec.structs.replace(ASKED, clock_offset=None)
+    assert "clock_offset" not in json.loads(msgspec.json.encode(Question(1, [])))
 
 
 def test_the_list_of_consumers_is_read_and_written_as_in_the_golden_example_s3() -> None:

@@ -12,6 +12,7 @@ from forebay.envelope import Message, encode_headers
 from forebay.handlers import Handlers
 from forebay.identity import Place, partition_of
 from forebay.intake import Taken, take_all
+from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.transaction import Row, Transaction
@@ -81,8 +82,12 @@ def own(place: Place, body: bytes = SALE, /, **fields: Any) -> Message:
 class Core:
     """A core service's store, with what goes into it taken in as the consumer does it."""
 
-    def __init__(self, store: SqliteStore, name: str, handlers: Handlers) -> None:
-        self.store = UnitStore(store, Outbox("core", name, []))
+    def __init__(
+        self, store: SqliteStore, name: str, handlers: Handlers, lanes: Sequence[Lane] = (), settings: Any = None
+    ) -> None:
+        self.sqlite = store
+        self.outbox = Outbox("core", name, lanes)
+        self.store = UnitStore(store, self.outbox, settings)
         self._handlers = handlers
 
     async def take(self, deliveries: Sequence[Delivery], *, one_by_one: bool = False) -> Taken:
@@ -102,11 +107,20 @@ class Core:
 
 @asynccontextmanager
 async def opened(
-    path: Path, name: str, handlers: Handlers, migrations: Iterable[MigrationSet] = ()
+    path: Path,
+    name: str,
+    handlers: Handlers,
+    migrations: Iterable[MigrationSet] = (),
+    *,
+    lanes: Sequence[Lane] = (),
+    settings: Any = None,
 ) -> AsyncIterator[Core]:
-    """Open the store of a core service."""
+    """Open the store of a core service; one with lanes emits as node ``core``."""
     store = await SqliteStore.open(path, migrations=[ENGINE, *migrations])
     try:
-        yield Core(store, name, handlers)
+        core = Core(store, name, handlers, lanes, settings)
+        if lanes:
+            await store.write(core.outbox.bind, "store")
+        yield core
     finally:
         await store.close()

@@ -9,22 +9,30 @@ import httpx
 from litestar import Litestar
 
 import core.archive.app
+import core.coldwatch.app
 import core.sales.app
 from forebay import Service
 from forebay.problems import exception_handlers
 from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import Core, opened
 
-SALES, ARCHIVE = core.sales.app.sales, core.archive.app.archive
-_MODULES = {SALES.name: core.sales.app, ARCHIVE.name: core.archive.app}
+SALES, ARCHIVE, COLDWATCH = core.sales.app.sales, core.archive.app.archive, core.coldwatch.app.coldwatch
+_MODULES = {SALES.name: core.sales.app, ARCHIVE.name: core.archive.app, COLDWATCH.name: core.coldwatch.app}
 
 
 @asynccontextmanager
-async def open_core(folder: Path, service: Service) -> AsyncIterator[Core]:
-    """Open the store of one core service."""
+async def open_core(folder: Path, service: Service, **settings: Any) -> AsyncIterator[Core]:
+    """Open the store of one core service, with the settings of its table."""
     migrations = Path(_MODULES[service.name].__file__ or "").parent / "migrations"
     path = folder / f"{service.name}.db"
-    async with opened(path, service.name, service.handlers, [MigrationSet(service.name, migrations)]) as core:
+    async with opened(
+        path,
+        service.name,
+        service.handlers,
+        [MigrationSet(service.name, migrations)],
+        lanes=service.lanes,
+        settings=service.configured(settings),
+    ) as core:
         yield core
 
 
