@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
+
+import msgspec
 
 from forebay import Event
 
@@ -21,7 +24,7 @@ class ExcursionDetected(Event, service="coldwatch", kind="excursion-detected", v
 
     node: str
     fridge: str
-    since: datetime
+    since: Annotated[datetime, msgspec.Meta(tz=True)]
     warmest: int
     limit: int
     minutes: int
