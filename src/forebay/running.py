@@ -38,6 +38,7 @@ from forebay.sqlite.lock import FileLock
 from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
+from forebay.worker import Worker
 
 ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
 """The engine's own tables, the same in every service's database."""
@@ -85,6 +86,7 @@ class RunningService:
         self.follower: Follower | None = None
         self.intents: Intents | None = None
         self.timers: Timers | None = None
+        self._workers: list[Worker] = []
         self._connection = connection
         self._lock = FileLock(path)
         self._sqlite: SqliteStore | None = None
@@ -175,6 +177,10 @@ class RunningService:
         if self.declared.timers:
             self.timers = Timers(self.declared.timers, store)
             self._subscriptions.append(sqlite.on_commit(self.timers.wake))
+        for make, every in self.declared.workers:
+            worker = Worker(f"{self.name}.{make.__name__}", make(store, self._known), every=every)
+            self._workers.append(worker)
+            self._subscriptions.append(sqlite.on_commit(worker.wake))
 
     async def follow(self, services: Mapping[str, RunningService]) -> None:
         """Follow the services that it declares; all that run in the process are open, and none has started.
@@ -215,7 +221,7 @@ class RunningService:
         if self._publisher is not None:
             await self._publisher.start()
         sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling, self.follower)
-        for part in (*sending, *reading, self._archive, self.intents, self.timers):
+        for part in (*sending, *reading, self._archive, self.intents, self.timers, *self._workers):
             if part is not None:
                 await tasks.start(part.run)
         if self._sqlite is not None:

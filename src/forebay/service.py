@@ -44,6 +44,7 @@ from forebay.unit_of_work import UnitOfWork, UnitStore
 from forebay.window import IDLE, Kind, Lateness, TimeOf, Window, ordering_key
 from forebay.windowing import OWNER as WINDOWS
 from forebay.windowing import Windows
+from forebay.worker import MakeWork
 
 E = TypeVar("E", bound=Event)
 H = TypeVar("H", bound=Handler)
@@ -83,6 +84,8 @@ class Service:
         self.timers: dict[str, TimerHandler] = {}
         """What happens when a timer fires, by its owner (``forebay.timers``)."""
         self.windows = Windows()
+        self.workers: list[tuple[MakeWork, float]] = []
+        """What it does outside its store, and after how many seconds at the latest (``forebay.worker``)."""
         self._routes: list[HTTPRouteHandler] = []
         names = [lane.name for lane in self.lanes]
         if len(set(names)) < len(names):
@@ -250,6 +253,8 @@ class Service:
     def runs(self, sagas: Sagas) -> Sagas:
         """Let this service's consumer and timers move these sagas.
 
+        Its own events do not come back to it by the stream: tell the sagas in the unit of work that emits them.
+
         Raises:
             ConfigurationError: one of their events has a handler here already; let that one call ``sagas.tell``.
         """
@@ -258,10 +263,24 @@ class Service:
             sagas.tell(tx, event, message)
 
         for event in sagas.events:
-            self.handlers.add(event, move, batch=False)
+            if event.spec.service != self.name:
+                self.on(event)(move)
         for owner, handler in sagas.timers.items():
             self.on_timer(owner)(handler)
         return sagas
+
+    def works(self, *, every: float = 1.0) -> Callable[[MakeWork], MakeWork]:
+        """Do something outside the store, after commits and every so many seconds: see ``forebay.worker``.
+
+        ``f(store, settings)`` is called once, when the service starts, and returns the work: a function that does, at
+        ``await work()``, what is wanted then, and returns whether there was anything to do.
+        """
+
+        def register(function: MakeWork) -> MakeWork:
+            self.workers.append((function, every))
+            return function
+
+        return register
 
     def reads_archive(self, function: ReadArchive) -> ReadArchive:
         """Answer ``archive.read`` with ``f(tx, question)``; for the one service that keeps every event (C5)."""

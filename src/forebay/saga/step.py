@@ -40,6 +40,11 @@ class Step:
         self.reason: str | None = None
         self.completed = False
 
+    @property
+    def settings(self) -> Any:
+        """The service's settings."""
+        return self._tx.settings
+
     def execute(self, sql: str, **params: Any) -> list[Row]:
         """Run one statement on the service's tables; see ``Transaction.execute``."""
         return self._tx.execute(sql, **params)

@@ -1,0 +1,66 @@
+"""A worker: what a service does outside its store, one thing after the other, because of what stands in it.
+
+What has a side effect elsewhere (a payment, a message to a person) does not belong into a unit of work, which may run
+twice before it counts once. A unit of work writes down that it is wanted; a worker finds it, does it under a key that
+makes a repetition harmless, and writes the outcome down. A crash in between repeats it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+from anyio.abc import TaskStatus
+
+from forebay.backoff import Backoff
+from forebay.unit_of_work import UnitStore
+
+logger = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[bool]]
+"""``await work()`` does what is wanted now and returns whether there was anything to do."""
+
+MakeWork = Callable[[UnitStore, Any], Work]
+"""``make(store, settings)`` returns a service's work; called once, when the service starts."""
+
+
+class Worker:
+    """Calls a service's work after commits, and when its time has come. Start it with ``run``.
+
+    A call that raises is logged and repeated after a pause that grows to a minute.
+
+    Args:
+        name: in log lines.
+        work: what it does.
+        every: seconds after which it is called though nothing was committed: what was put off may be due.
+    """
+
+    def __init__(self, name: str, work: Work, *, every: float) -> None:
+        self._name = name
+        self._work = work
+        self._every = every
+        self._wakened = anyio.Event()
+
+    def wake(self) -> None:
+        """Say that something may be wanted; cheap, may be called from the event loop at any time."""
+        self._wakened.set()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Work until cancelled."""
+        task_status.started()
+        backoff = Backoff(first=0.2, most=60.0)
+        while True:
+            self._wakened = anyio.Event()
+            try:
+                busy = await self._work()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                logger.exception("worker.failed", extra={"worker": self._name, "reason": reason})
+                await anyio.sleep(backoff.next())
+                continue
+            backoff.reset()
+            if not busy:
+                with anyio.move_on_after(self._every):
+                    await self._wakened.wait()
