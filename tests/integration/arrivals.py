@@ -86,7 +86,7 @@ class Core:
         self, store: SqliteStore, name: str, handlers: Handlers, lanes: Sequence[Lane] = (), settings: Any = None
     ) -> None:
         self.sqlite = store
-        self.outbox = Outbox("core", name, lanes)
+        self.outbox = Outbox("core", name, lanes, sends=True)
         self.store = UnitStore(store, self.outbox, settings)
         self._handlers = handlers
 

@@ -10,6 +10,7 @@ from litestar import Litestar
 
 import core.archive.app
 import core.coldwatch.app
+import core.orders.app
 import core.sales.app
 from forebay import Service
 from forebay.problems import exception_handlers
@@ -17,7 +18,13 @@ from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import Core, opened
 
 SALES, ARCHIVE, COLDWATCH = core.sales.app.sales, core.archive.app.archive, core.coldwatch.app.coldwatch
-_MODULES = {SALES.name: core.sales.app, ARCHIVE.name: core.archive.app, COLDWATCH.name: core.coldwatch.app}
+ORDERS = core.orders.app.orders
+_MODULES = {
+    SALES.name: core.sales.app,
+    ARCHIVE.name: core.archive.app,
+    COLDWATCH.name: core.coldwatch.app,
+    ORDERS.name: core.orders.app,
+}
 
 
 @asynccontextmanager
