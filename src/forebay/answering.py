@@ -75,11 +75,7 @@ class Answering:
         statements = [Statement(node, said, state.created, state.last) for said in question.origins]
         # Where the reader stands, not what the database says: in a stream that went back that may not stand any more.
         position = consumer.committed.get(partition, 0) if consumer.incarnation == state.created else 0
-        epochs, telling = await self._store.read(self._passed, statements)
-        for statement in telling:
-            ready = self._closing.heard(statement, partition, at_end=at_end)
-            if ready is not None:
-                self._responder.beside(partial(self._close, ready, partition))
+        epochs = await self._settled(statements, partition, at_end=at_end)
         return Answer(
             v=VERSION,
             consumer=consumer.name,
@@ -91,6 +87,15 @@ class Answering:
             epochs=epochs,
             confirmed_by=parse(state.metadata.get(KEY)),
         )
+
+    async def _settled(self, statements: list[Statement], partition: int, *, at_end: bool) -> dict[str, EpochAnswer]:
+        """Return how far the epochs are that were asked about, and act on what was said of them beside."""
+        epochs, telling = await self._store.read(self._passed, statements)
+        for statement in telling:
+            ready = self._closing.heard(statement, partition, at_end=at_end)
+            if ready is not None:
+                self._responder.beside(partial(self._close, ready, partition))
+        return epochs
 
     @staticmethod
     def _passed(tx: Transaction, statements: list[Statement]) -> tuple[dict[str, EpochAnswer], list[Statement]]:

@@ -22,10 +22,7 @@ from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, Origin, Place, parse_place, partition_of
 from forebay.inbox import Inbox, epochs_of
 from forebay.intake import Failing, Intake, Taken
-from forebay.jetstream.connection import Connection
-from forebay.jetstream.streams import message_id_at
 from forebay.parking import leave_branch
-from forebay.positions import Position
 from forebay.protocol.archive import ArchivedMessage
 from forebay.protocol.closing import given_up, is_beyond, known_prevs, lost, next_hole, open_below, own_branch, targets
 from forebay.protocol.confirmation import OriginQuestion
@@ -82,13 +79,10 @@ class Closed(msgspec.Struct):
 class Closing:
     """Acts on the statements of nodes for one consumer; one waits per origin, a newer one takes its place (B4)."""
 
-    def __init__(
-        self, consumer: Consumer, handlers: Handlers, store: UnitStore, connection: Connection, archive: ArchiveReader
-    ) -> None:
+    def __init__(self, consumer: Consumer, handlers: Handlers, store: UnitStore, archive: ArchiveReader | None) -> None:
         self._consumer = consumer
         self._handlers = handlers
         self._store = store
-        self._connection = connection
         self._archive = archive
         self._waiting: dict[Origin, Statement] = {}
         self._acting: set[Origin] = set()
@@ -137,16 +131,15 @@ class Closing:
             self._acting.discard(statement.origin)
 
     async def _fill_from_archive(self, statement: Statement, partition: int) -> None:
+        if self._archive is None:  # as on a node: what nobody sends any more is a gap
+            return
         for epoch, first, last in await self._store.read(open_places, statement):
             async for events in self._archive.events(statement.origin, epoch, first, last, upto=statement.stream_end):
                 found = [delivery_of(partition, each) for each in events]
                 await self._consumer.settle(take_aside, self._handlers, found)
 
     async def _go_back(self, statement: Statement, partition: int, sequence: int) -> None:
-        before = sequence - 1
-        message_id = await message_id_at(self._connection, self._consumer.stream, before) if before > 0 else None
-        at = before if message_id else 0  # nothing stands there any more: from the beginning, dedup does the rest
-        position = Position(statement.incarnation, at, message_id or "")
+        position = (await self._consumer.position_before(sequence))._replace(incarnation=statement.incarnation)
         self._consumer.rewind(partition, position, partial(forget_given_up, statement=statement, back_to=sequence))
 
 

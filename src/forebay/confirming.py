@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import anyio
@@ -28,6 +28,7 @@ from forebay.protocol.confirmation import (
     Answer,
     Confirmations,
     ConfirmedBy,
+    Question,
     unpassed,
 )
 from forebay.protocol.resending import missed
@@ -72,7 +73,14 @@ _NOBODY = Confirmations()
 
 
 class Confirming:
-    """Asks for one service's outbox. Start it with ``run``; ``wake`` it when something was forwarded."""
+    """Asks for one service's outbox. Start it with ``run``; ``wake`` it when something was forwarded.
+
+    Attributes:
+        destination: of commands, where it asks for those alone (``destinations``); empty for events.
+        clock_offset: seconds that the core's wall clock is ahead of this machine's; None where that is not known.
+    """
+
+    destination = ""
 
     def __init__(
         self,
@@ -103,6 +111,7 @@ class Confirming:
         self._unpassed: dict[str, dict[str, str]] = {}
         self.clock_offset: float | None = None
         self._clock_told = False
+        self.store_ids: dict[str, str] = {}
         self._most_listed = LISTED
         self._books_at = 0.0
         self._books_settled = False
@@ -182,15 +191,13 @@ class Confirming:
             reply = await self._connection.request(f"confirm.list.{self._outbox.node}", b'{"v":1}', timeout=TIMEOUT)
             await self._learn(decode_list(reply.body))
         asked = await self._store.read(self._prepare)
-        question = msgspec.json.encode(asked.question)
+        question = await self._encode(asked.question)
         reach("confirm.asking")
         moved, failure = False, None
         for consumer in self.needed:
             began = time.time()
             try:
-                reply = await self._connection.request(
-                    f"confirm.event.{consumer}.{self._outbox.node}", question, timeout=TIMEOUT
-                )
+                reply = await self._connection.request(self._subject(consumer), question, timeout=TIMEOUT)
                 answer = decode_answer(reply.body, consumer)
             except LinkError as error:
                 if isinstance(error, PublishRefusedError):  # too large for the broker: ask about fewer places
@@ -198,6 +205,7 @@ class Confirming:
                 failure = error
                 continue
             self._measured(clock_offset(answer.clock, began, time.time()), asked.question.clock_offset)
+            self.store_ids[consumer] = answer.store
             reach("confirm.answered")
             known_before = self.consumers.setdefault(consumer, Confirmations())
             self._unpassed[consumer] = unpassed(asked.question, answer, known_before.passed_upto)
@@ -230,7 +238,7 @@ class Confirming:
         known = [self.consumers.get(name, _NOBODY) for name in names]
         found: dict[str, Place] = {}
         for lane in self._outbox.lanes if known else ():
-            for epoch in standing(tx, lane):
+            for epoch in standing(tx, lane, self.destination):
                 upto = min(each.watermark(epoch.epoch, epoch.first, epoch.aside) for each in known)
                 if upto:
                     found[lane] = Place(epoch.epoch, min(upto, epoch.last))
@@ -244,13 +252,13 @@ class Confirming:
         freed = 0
         self._tail_is_long = False
         if not self._list_stands():
-            self._outbox.sheddable = {}
+            self._may_shed({})
             return 0
         for lane in self._outbox.lanes:
             while (count := await self._free_some(lane)) is not None:
                 freed += count
             freed += await self._release(lane)
-        self._outbox.sheddable = await self._store.read(self._sheddable)
+        self._may_shed(await self._store.read(self._sheddable))
         if freed:
             logger.info("outbox.freed", extra={"service": self._outbox.service, "events": freed})
         return freed
@@ -269,7 +277,8 @@ class Confirming:
     async def _free_some(self, lane: str) -> int | None:
         """Let a lane's floor pass its oldest part, or some of it; return the rows that went, None where it stays."""
         known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
-        oldest = await self._store.read(head, lane) if known else None
+        to = self.destination
+        oldest = await self._store.read(head, lane, to) if known else None
         if oldest is None:
             return None
         epoch, first, last = oldest.epoch, oldest.first, oldest.last
@@ -278,12 +287,12 @@ class Confirming:
             if upto < first:
                 return None
             applied = {name: self.consumers[name].applied(epoch, first, upto) for name in self._confirmers}
-            await self._store.write(pass_drop, lane, (first, upto), epoch, applied)
+            await self._store.write(pass_drop, lane, (first, upto), epoch, applied, to)
             return 0
         if oldest.what == "withheld":
             if not all(each.passed(Place(epoch, first)) for each in known):
                 return None
-            await self._store.write(pass_withheld, lane, Place(epoch, first))
+            await self._store.write(pass_withheld, lane, Place(epoch, first), to)
             return 0
         return await self._free_rows(lane, oldest, known)
 
@@ -296,14 +305,14 @@ class Confirming:
             self._tail_is_long |= hurried
             return None
         limit = min(FREE_LIMIT, excess or FREE_LIMIT)
-        freed = await self._store.write(free, lane, oldest.epoch, upto, limit=limit)
+        freed = await self._store.write(free, lane, oldest.epoch, upto, limit=limit, destination=self.destination)
         reach("free.done")
         return self._left(lane, freed) or None
 
     async def _release(self, lane: str) -> int:
         """Delete the withheld bodies that the floor has passed and all needed consumers have had for the grace (B2)."""
         known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
-        aside = await self._store.read(listed, lane)
+        aside = await self._store.read(listed, lane, self.destination)
         ripe = [
             place
             for place, passed in aside
@@ -312,7 +321,7 @@ class Confirming:
             and all(each.ripe(place.epoch, self._grace, place.sequence) >= place.sequence for each in known)
         ]
         places = [Place(place.epoch, place.sequence) for place in ripe]
-        return self._left(lane, await self._store.write(release, lane, places)) if places else 0
+        return self._left(lane, await self._store.write(release, lane, places, self.destination)) if places else 0
 
     def _left(self, lane: str, freed: Freed) -> int:
         self._outbox.drains[lane].left(freed.size)
@@ -322,8 +331,9 @@ class Confirming:
         """Return how many rows a lane has above the share of its budget that a tail may take."""
         row = tx.execute(
             "select o.bytes, o.written - o.confirmed - o.dropped as events from forebay_origin o"
-            " where o.lane = :lane and o.destination = ''",
+            " where o.lane = :lane and o.destination = :destination",
             lane=lane,
+            destination=self.destination,
         )[0]
         share = self._outbox.lanes[lane].budget_bytes * TAIL_SHARE
         return int((row["bytes"] - share) / (row["bytes"] / row["events"])) + 1 if row["bytes"] > share else 0
@@ -337,7 +347,7 @@ class Confirming:
         upto = self._confirmed_upto(tx, self._confirmers)
         grace = min(SHED_GRACE, self._grace)
         for lane in [lane for lane in upto if not self._outbox.lanes[lane].drops]:
-            oldest = head(tx, lane)
+            oldest = head(tx, lane, self.destination)
             ripe = 0 if oldest is None else min(each.ripe(oldest.epoch, grace, oldest.first) for each in known)
             if oldest is None or ripe < oldest.first:
                 del upto[lane]
@@ -348,7 +358,8 @@ class Confirming:
     async def books(self) -> list[Books]:
         """Return the books of each lane and needed consumer, as they stand (O3); of "" where none is known yet."""
         consumers = {name: self.consumers.get(name, _NOBODY) for name in self.listed or [""]}
-        return await self._store.read(read_books, list(self._outbox.lanes), consumers, self._missed)
+        lanes = await self._store.read(self._lanes)
+        return await self._store.read(read_books, lanes, consumers, self._missed, self.destination)
 
     async def _keep_books(self, *, settled: bool) -> None:
         """Write the books down for those who look into the database, at most once in ``BOOKS_INTERVAL``."""
@@ -381,8 +392,24 @@ class Confirming:
         return "missed" if missed else "pending"
 
     def _prepare(self, tx: Transaction) -> Asked:
-        known = {lane: self._unpassed_in(lane) for lane in self._relay.lanes}
-        return prepare(tx, self._outbox.service, self._relay.lanes, known, self._most_listed, self.clock_offset)
+        states = self._relay.states(self.destination)
+        known = {lane: self._unpassed_in(lane) for lane in states}
+        offset = None if self.destination else self.clock_offset  # it is the node's to tell
+        return prepare(tx, self._outbox.service, states, known, self._most_listed, offset, self.destination)
+
+    async def _encode(self, question: Question) -> bytes:
+        return msgspec.json.encode(question)
+
+    def _subject(self, consumer: str) -> str:
+        return f"confirm.event.{consumer}.{self._outbox.node}"
+
+    def _lanes(self, _: Transaction) -> list[str]:
+        """The lanes that there is an origin of."""
+        return list(self._outbox.lanes)
+
+    def _may_shed(self, upto: Mapping[str, Place]) -> None:
+        """Say up to which place of each lane rows may go for want of room."""
+        self._outbox.sheddable = upto
 
     def _unpassed_in(self, lane: str) -> set[str] | None:
         """The oldest epoch of a lane that each needed consumer has not passed; None where that is not known of one."""
@@ -398,12 +425,12 @@ class Confirming:
             for epoch, segments in epochs.items():
                 if ranges := without(missed(epoch, segments, answer), asked.gone[epoch]):
                     found[epoch] = ranges
-                    self._relay.send_again(lane, epoch, ranges)
+                    self._relay.send_again(lane, epoch, ranges, self.destination)
 
     def _all_confirmed(self, tx: Transaction, names: Sequence[str]) -> bool:
         """Whether nothing is under way to these: rows are confirmed, drops and withheld places passed."""
         known = [self.consumers.get(name, _NOBODY) for name in names]
-        epochs = [each for lane in self._outbox.lanes for each in standing(tx, lane)]
+        epochs = [each for lane in self._outbox.lanes for each in standing(tx, lane, self.destination)]
         return bool(known) and all(
             each.watermark(epoch.epoch, epoch.first, epoch.aside) >= epoch.last for each in known for epoch in epochs
         )
@@ -415,4 +442,4 @@ class Confirming:
             await self._store.write(self._outbox.remember_confirmed_by, known)
             reach("confirm.learned")
             self.confirmed_by = known
-            self._outbox.sheddable = {}  # it was what the consumers of the older list have
+            self._may_shed({})  # it was what the consumers of the older list have

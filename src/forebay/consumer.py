@@ -125,9 +125,24 @@ class Consumer:
         Raises:
             LinkError: the broker did not answer.
         """
-        info = await consumer_info(self._connection, self.stream, f"{self.name}-{partition}")
+        info = await consumer_info(self._connection, self.stream, self.durable(partition))
         committed = self.committed.get(partition, 0)
         return info.pending == 0 and info.delivered <= committed and not self._buffers[partition]
+
+    def durable(self, partition: int) -> str:
+        """The name of a partition's durable."""
+        return f"{self.name}-{partition}"
+
+    async def position_before(self, sequence: int) -> Position:
+        """Return the position from which a stream sequence is read again.
+
+        Raises:
+            LinkError: the broker did not answer.
+        """
+        before = sequence - 1
+        message_id = await message_id_at(self._connection, self.stream, before) if before > 0 else None
+        # Where nothing stands any more it is the beginning: dedup does the rest.
+        return Position(self.incarnation or "", before if message_id else 0, message_id or "")
 
     # --- beginning and ending
 
@@ -142,7 +157,7 @@ class Consumer:
         await self._store.write(forget_causes, CAUSES_KEPT)
         await self._retries.begin()
         for partition in self._partitions:
-            durable = f"{self.name}-{partition}"
+            durable = self.durable(partition)
             await claim_durable(
                 self._connection, self.stream, self.name, self._handlers.services, partition, self._store_id
             )

@@ -14,9 +14,13 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from forebay.backoff import Backoff
+from forebay.command import destination_of
 from forebay.errors import ConfigurationError, LinkError
 from forebay.jetstream.requesting import requests
 from forebay.jetstream.topology import Topology, apply_topology, desired
+from forebay.jetstream.topology.files import node_template
+from forebay.jetstream.topology.registering import register
+from forebay.jetstream.topology.spec import Config
 from forebay.project import Project, derived_consumers, load_services
 from forebay.sqlite.lock import FileLock
 from forebay.supervisor import Child
@@ -68,6 +72,8 @@ class Demo:
         self._report = report
         self._places: list[Place] = []
         self._server: NatsServer | None = None
+        self._commanded: list[str] = []
+        self._template: Config = {}
 
     async def run(self) -> None:
         """Run until SIGINT or SIGTERM.
@@ -78,7 +84,9 @@ class Demo:
             LinkError: the broker that was named does not answer.
         """
         topology = desired(self._project.jetstream_config, derived_consumers(self._project))
-        load_services(self._project, self._project.edge)  # one line here rather than one for each node's process
+        loaded = load_services(self._project, self._project.edge)  # its errors once, not for each node's process
+        self._commanded = [each.declared.name for each in loaded if each.declared.handlers.takes_commands]
+        self._template = node_template(self._project.jetstream_config)
         lock = FileLock(self._config.data / "up", of=self._config.data)
         lock.acquire()
         await self._wait_for_ports()
@@ -134,6 +142,9 @@ class Demo:
             try:
                 async with requests(url) as request:
                     await apply_topology(request, topology)
+                    for node in self._config.nodes:
+                        for service in self._commanded:
+                            await register(request, destination_of(node, service), self._template)
             except LinkError:
                 if anyio.current_time() > deadline:
                     raise

@@ -66,6 +66,15 @@ def drop_oldest(tx: Transaction, origin: int, need: int) -> int:
     return size
 
 
+def drop_all(tx: Transaction, origin: int) -> int:
+    """Drop every event of an origin; return how many."""
+    count = 0
+    while oldest := _oldest(tx, origin):
+        _drop(tx, origin, oldest)
+        count += len(oldest)
+    return count
+
+
 def drop_replaced(tx: Transaction, origin: int) -> int:
     """Drop all events of an origin but the newest of each kind and key; return the bytes that went."""
     return _drop(tx, origin, tx.execute(_REPLACED, origin=origin))

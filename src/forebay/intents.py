@@ -24,9 +24,11 @@ from forebay.closing import close_hole
 from forebay.committing import Committing
 from forebay.errors import ConfigurationError, StoreError
 from forebay.followers import Followers
+from forebay.gaps import holes
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Taken
 from forebay.parking import discard, retry
+from forebay.registry import remove_node
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
@@ -67,7 +69,17 @@ class RemoveFollower(msgspec.Struct, frozen=True, tag="remove-follower"):
     why: str
 
 
-Intent = Retry | Discard | CloseHole | RemoveFollower
+class RemoveNode(msgspec.Struct, frozen=True, tag="remove-node"):
+    """Give up what is under way between this service and a node that will not come back, on record.
+
+    Its open holes become gaps; the commands that it has not confirmed are dropped.
+    """
+
+    node: str
+    why: str
+
+
+Intent = Retry | Discard | CloseHole | RemoveFollower | RemoveNode
 
 
 class Reader(Protocol):
@@ -143,6 +155,8 @@ class Intents:
                 case RemoveFollower(service=service, why=why):
                     followers = self._followers
                     said = followers.remove(work, service, why) if followers else f"{self._name} emits nothing"
+                case RemoveNode(node=node, why=why):
+                    said, taken = _remove(work, self._handlers, node, why, failing)
             _record(work, name, intent, said)
             return taken
 
@@ -206,6 +220,21 @@ def outcome_of(tx: Transaction, name: str) -> str | None:
 def folder_of(database: Path) -> Path:
     """Where intents for a database are left."""
     return database.with_suffix(".intents")
+
+
+def _remove(work: UnitOfWork, handlers: Handlers, node: str, why: str, failing: Failing) -> tuple[str, Taken]:
+    """Close what a node still owed this service, and drop what this service still has for it."""
+    taken, closed = Taken(), 0
+    while open_here := holes(work, node):
+        hole = open_here[0]
+        _, part = close_hole(work, handlers, node, hole.service, (hole.epoch, hole.first, hole.last), why, failing)
+        if not part.missing:
+            break
+        closed += hole.last - hole.first + 1
+        for field in Taken.__struct_fields__:
+            setattr(taken, field, getattr(taken, field) + getattr(part, field))
+    dropped = remove_node(work, node, why)
+    return f"{node} is removed: {closed} events are gaps now, {dropped} commands are dropped", taken
 
 
 def _record(tx: Transaction, name: str, intent: Intent, outcome: str) -> None:

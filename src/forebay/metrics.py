@@ -19,9 +19,10 @@ from forebay.transaction import Row, Transaction
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _LANES = """
-    select o.lane, o.bytes, o.written, o.confirmed, o.dropped,
+    select o.lane, o.destination, o.bytes, o.written, o.confirmed, o.dropped,
       (select count(*) from forebay_withheld w join forebay_epoch e on e.id = w.epoch where e.origin = o.id) as withheld
-    from forebay_origin o where o.destination = ''"""
+    from forebay_origin o where o.destination = '' or o.bytes > 0"""
+"""All lanes, and of the destinations of commands those that something is here for."""
 
 
 async def render(services: Sequence[RunningService], *, connected: bool) -> str:
@@ -29,6 +30,9 @@ async def render(services: Sequence[RunningService], *, connected: bool) -> str:
     lanes = {service.name: await service.store.read(_lanes) for service in services}
     books = {service.name: await service.confirming.books() for service in services if service.confirming is not None}
     sagas = {service.name: await service.store.read(counts) for service in services if service.timers is not None}
+    for service in services:
+        if service.destinations is not None:
+            books[service.name] = [*books.get(service.name, []), *await service.destinations.books()]
     registry = CollectorRegistry()
     registry.register(_Snapshot(services, lanes, books, sagas, connected))
     return generate_latest(registry).decode()
@@ -61,17 +65,20 @@ class _Snapshot(Collector):
         yield self._instances()
 
     def _outboxes(self) -> Iterator[Any]:
-        labels = ["service", "lane"]
+        labels = ["service", "lane", "destination"]
         written = CounterMetricFamily("forebay_outbox_written", "Events written since the store began", labels=labels)
         freed = CounterMetricFamily("forebay_outbox_freed", "Confirmed events freed from the disk", labels=labels)
         size = GaugeMetricFamily("forebay_outbox_bytes", "Bytes that the lane's rows take", labels=labels)
-        budget = GaugeMetricFamily("forebay_outbox_budget_bytes", "Bytes that they may take", labels=labels)
+        budget = GaugeMetricFamily("forebay_outbox_budget_bytes", "Bytes that they may take", labels=labels[:2])
         dropped = CounterMetricFamily("forebay_outbox_dropped", "Events that the budget pushed out", labels=labels)
         withheld = GaugeMetricFamily("forebay_outbox_withheld", "Events that the broker refuses", labels=labels)
         resent = CounterMetricFamily(
             "forebay_relay_resent", "Events sent again since the start: a consumer missed them", labels=["service"]
         )
         paused = GaugeMetricFamily("forebay_relay_paused", "1 while the lane waits behind a refusal", labels=labels)
+        asked = GaugeMetricFamily(
+            "forebay_destinations", "Destinations that have not confirmed everything", labels=["service", "state"]
+        )
         offset = GaugeMetricFamily(
             "forebay_clock_offset_seconds", "How far the core's clock is ahead of this node's", labels=["service"]
         )
@@ -79,30 +86,39 @@ class _Snapshot(Collector):
             if service.confirming is not None and service.confirming.clock_offset is not None:
                 offset.add_metric([service.name], service.confirming.clock_offset)
             if service.relay is not None:
-                resent.add_metric([service.name], service.relay.resent)
+                again = service.command_relay.resent if service.command_relay is not None else 0
+                resent.add_metric([service.name], service.relay.resent + again)
             for row in self._lanes[service.name]:
                 lane = service.outbox.lanes.get(row["lane"])
-                at = [service.name, row["lane"]]
+                at = [service.name, row["lane"], row["destination"]]
                 written.add_metric(at, row["written"])
                 freed.add_metric(at, row["confirmed"])
                 dropped.add_metric(at, row["dropped"])
                 withheld.add_metric(at, row["withheld"])
                 size.add_metric(at, row["bytes"])
-                if lane is not None and service.relay is not None:
-                    budget.add_metric(at, lane.budget_bytes)
+                if lane is not None and service.relay is not None and not row["destination"]:
+                    budget.add_metric(at[:2], lane.budget_bytes)
                     paused.add_metric(at, service.relay.lanes[lane.name].problem is not None)
-        yield from (written, freed, dropped, withheld, size, budget, resent, paused, offset)
+            for origin in service.command_relay.paused if service.command_relay is not None else ():
+                paused.add_metric([service.name, *origin], 1)
+            if service.destinations is not None:
+                away = sum(each.away is not None for each in service.destinations.asking.values())
+                asked.add_metric([service.name, "away"], away)
+                asked.add_metric([service.name, "answering"], len(service.destinations.asking) - away)
+        yield from (written, freed, dropped, withheld, size, budget, resent, paused, asked, offset)
 
     def _books_of_consumers(self) -> GaugeMetricFamily:
         events = GaugeMetricFamily(
             "forebay_outbox_events",
             "The books: the lane's events since the store began, by what became of them for a consumer",
-            labels=["service", "lane", "consumer", "state"],
+            labels=["service", "lane", "destination", "consumer", "state"],
         )
         for service, books in self._books.items():
             for book in books:
                 for state in ("confirmed", "pending", "dropped", "withheld"):
-                    events.add_metric([service, book.lane, book.consumer, state], getattr(book, state))
+                    events.add_metric(
+                        [service, book.lane, book.destination, book.consumer, state], getattr(book, state)
+                    )
         return events
 
     def _consumers(self) -> Iterator[Any]:
@@ -111,6 +127,9 @@ class _Snapshot(Collector):
             "forebay_consumer_events", "Events taken since the start, by outcome", labels=["service", "outcome"]
         )
         reading = GaugeMetricFamily("forebay_consumer_reading", "1 while it reads its partitions", labels=labels)
+        taking = GaugeMetricFamily(
+            "forebay_commands_reading", "1 while it reads the commands for this node", labels=labels
+        )
         suspended = GaugeMetricFamily(
             "forebay_consumer_suspended", "Whether it only retries what is parked", labels=labels
         )
@@ -118,7 +137,7 @@ class _Snapshot(Collector):
             "forebay_follower_reading", "1 while it follows the services of its node that it handles", labels=labels
         )
         for service in self._services:
-            readers = [each for each in (service.consumer, service.follower) if each is not None]
+            readers = [each for each in (service.consumer, service.commands, service.follower) if each is not None]
             for outcome in Taken.__struct_fields__ if readers else ():
                 total = sum(getattr(reader.totals, outcome) for reader in readers)
                 events.add_metric([service.name, outcome], total)
@@ -126,9 +145,11 @@ class _Snapshot(Collector):
                 suspended.add_metric([service.name], any(reader.suspended is not None for reader in readers))
             if service.consumer is not None:
                 reading.add_metric([service.name], service.consumer.reading)
+            if service.commands is not None:
+                taking.add_metric([service.name], service.commands.reading)
             if service.follower is not None:
                 following.add_metric([service.name], service.follower.problem is None)
-        yield from (events, reading, suspended, following)
+        yield from (events, reading, taking, suspended, following)
 
     def _timers(self) -> Iterator[Any]:
         fired = CounterMetricFamily("forebay_timers_fired", "Timers that fired since the start", labels=["service"])

@@ -45,6 +45,7 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
         host: address to listen on.
         grace: seconds for which confirmed events stay (the grace tail).
         disk: what the databases leave alone of the disk.
+        core: the node that the central services are; it alone sends commands.
         max_database: bytes that one database may take; None for what follows from its lanes' budgets.
     """
 
@@ -56,9 +57,11 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     grace: float = GRACE
     disk: DiskConfig = DiskConfig()
     max_database: int | None = None
+    core: str = CORE
 
     def __post_init__(self) -> None:
         checked_name(self.node, "node")
+        checked_name(self.core, "core")
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port {self.port} is none", hint="give 0 to 65535")
 
@@ -114,7 +117,12 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
         link = Link(project.link_kbit(os.environ))  # of the process: its services' lanes share it
         for declared, migrations in services:
             service = RunningService(
-                declared, config.node, config.database(declared.name), connection, project.settings(declared.name)
+                declared,
+                config.node,
+                config.database(declared.name),
+                connection,
+                project.settings(declared.name),
+                core=config.core,
             )
             stack.push_async_callback(service.close)
             await service.open(

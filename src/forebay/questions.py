@@ -42,6 +42,7 @@ def prepare(
     unpassed: Mapping[str, Collection[str] | None],
     most_listed: int,
     clock_offset: float | None = None,
+    destination: str = "",
 ) -> Asked:
     """Return what to ask, and what had been forwarded by then: an answer judges nothing that came later (C2).
 
@@ -52,20 +53,21 @@ def prepare(
         unpassed: per lane, see ``freeing.chain``.
         most_listed: drops and withheld places of a lane that are listed, at most.
         clock_offset: seconds that the core's clock is ahead of ours, where that was measured.
+        destination: of commands: then it is this one's origins that are asked about.
     """
     origins = []
     forwarded: dict[str, dict[str, list[Forwarded]]] = {}
     gone: dict[str, list[Range]] = {}
     for lane, state in lanes.items():
         sent = state.sent
-        epochs = standing(tx, lane)
+        epochs = standing(tx, lane, destination)
         forwarded[lane] = state.known_forwards([Place(each.epoch, each.last) for each in epochs])
         for each in epochs:
             sent_since = without(each.withheld, without(each.withheld, state.bodies.get(each.epoch, ())))
             gone[each.epoch] = without([(1, each.first - 1), *each.aside], sent_since)
-        if links := chain(tx, lane, unpassed[lane]):
+        if links := chain(tx, lane, unpassed[lane], destination):
             segment = state.forwards.covering(sent) if sent else None
-            withheld = listed(tx, lane)
+            withheld = listed(tx, lane, destination)
             # Below the floor a place that is not listed counts as nobody's (B7): then the floor is not said.
             whole = not any(each.passed for each in withheld[most_listed:])
             origins.append(
@@ -73,10 +75,10 @@ def prepare(
                     service=service,
                     lane=lane,
                     chain=links,
-                    floor=floor(tx, lane) if whole else None,
+                    floor=floor(tx, lane, destination) if whole else None,
                     forwarded=str(sent) if sent else None,
                     stream_sequence=segment.stream_sequence if segment else None,
-                    drops=dropped(tx, lane, most_listed),
+                    drops=dropped(tx, lane, most_listed, destination),
                     withheld=[each.place for each in withheld[:most_listed]],
                 )
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import anyio
@@ -31,7 +31,7 @@ from forebay.outbox import Outbox
 from forebay.protocol.resending import Forwarded
 from forebay.sequences import Range
 from forebay.unit_of_work import UnitStore
-from forebay.withholding import listed, withhold
+from forebay.withholding import Listed, listed, withhold
 
 logger = logging.getLogger(__name__)
 
@@ -87,17 +87,22 @@ class Relay:
         """Say that there may be rows to send; cheap, may be called from the event loop at any time."""
         self._wakened.set()
 
-    def forwarded(self, lane: str, place: Place) -> Forwarded | None:
+    def forwarded(self, lane: str, place: Place, destination: str = "") -> Forwarded | None:
         """Return where in the stream a place is, or None where this process has not seen it acknowledged."""
-        state = self.lanes.get(lane)
+        state = self.states(destination).get(lane)
         return state.forwards.covering(place) if state else None
 
-    def send_again(self, lane: str, epoch: str, ranges: Sequence[Range]) -> None:
-        """Send places again, under fresh ids, before anything new of the lane (C2, I4)."""
-        if self.lanes[lane].missed(epoch, ranges):
+    def states(self, destination: str) -> Mapping[str, LaneState]:  # noqa: ARG002 - events have none
+        """Return how far each lane of a destination is forwarded; of events it is empty."""
+        return self.lanes
+
+    def send_again(self, lane: str, epoch: str, ranges: Sequence[Range], destination: str = "") -> None:
+        """Send places again, under fresh ids, before anything new of the origin (C2, I4)."""
+        if self.states(destination)[lane].missed(epoch, ranges):
+            to = {"destination": destination} if destination else {}
             logger.warning(
                 "relay.repairing",
-                extra={"service": self.service, "lane": lane, "epoch": epoch, "ranges": list(ranges)[:8]},
+                extra={"service": self.service, "lane": lane, "epoch": epoch, "ranges": list(ranges)[:8], **to},
             )
             self.wake()
 
@@ -109,7 +114,7 @@ class Relay:
 
     def doubt_stream(self) -> None:
         """Say that a consumer reads another incarnation of the stream: look at it before the next message."""
-        for state in self.lanes.values():
+        for state in self._origins():
             state.doubtful = True
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -150,16 +155,23 @@ class Relay:
         self._limits = limits
         self._look_at = now + LIMITS_INTERVAL
         self.withheld = 0
-        for lane, state in self.lanes.items():
-            withheld = await self._store.read(listed, lane)
+        for state, withheld in await self._aside():
             self.withheld += len(withheld)
             if changed and withheld:
                 state.try_withheld(Place(place.epoch, place.sequence) for place, _ in withheld)
         if changed:
             self._retry_at = now + RETRY_INTERVAL
 
+    async def _aside(self) -> list[tuple[LaneState, list[Listed]]]:
+        """Return what is withheld of each origin."""
+        return [(state, await self._store.read(listed, lane)) for lane, state in self.lanes.items()]
+
+    def _origins(self) -> Iterable[LaneState]:
+        """The origins that may have to be waited for."""
+        return self.lanes.values()
+
     async def _drain(self, generation: int) -> None:
-        for state in self.lanes.values():  # a new connection is a reason to try at once
+        for state in self._origins():  # a new connection is a reason to try at once
             state.not_before = 0.0
         while self._connection.connected and self._connection.generation == generation:
             self._wakened = anyio.Event()
@@ -167,8 +179,8 @@ class Relay:
                 await self._check_stream()
             if await self._send_next():
                 continue
-            waits = [state.not_before - self._clock() for state in self.lanes.values() if state.problem]
-            waits += [state.gathers_until - self._clock() for state in self.lanes.values() if state.gathers_until]
+            waits = [state.not_before - self._clock() for state in self._origins() if state.problem]
+            waits += [state.gathers_until - self._clock() for state in self._origins() if state.gathers_until]
             if self.withheld:
                 waits.append(self._look_at - self._clock())
             with anyio.move_on_after(max(0.01, min(waits)) if waits else None):
@@ -221,11 +233,17 @@ class Relay:
                 return True
         return False
 
-    async def _repair(self, lane: str, state: LaneState, max_bytes: int) -> None:
+    async def _repair(self, lane: str, state: LaneState, max_bytes: int, destination: str = "") -> None:
         """Send the first of the places that a consumer missed. What was freed meanwhile is passed over."""
         epoch, ((first, last), *_) = next(iter(state.again.items()))
         messages = await self._store.read(
-            self._outbox.within, lane, epoch, (first, last), limit=state.limit, max_bytes=max_bytes
+            self._outbox.within,
+            lane,
+            epoch,
+            (first, last),
+            limit=state.limit,
+            max_bytes=max_bytes,
+            destination=destination,
         )
         if not messages:
             state.repaired(epoch, last)
@@ -256,19 +274,33 @@ class Relay:
         reach("relay.publishing")
         outcomes = await self._publish(lane, outgoing, sizes[len(outgoing) - 1], atomic=not state.singly)
         reach("relay.published")
-        settled = state.settled(outcomes)
+        return await self._settle(lane, state, messages, outcomes)
+
+    async def _settle(
+        self,
+        lane: str,
+        state: LaneState,
+        messages: list[Message],
+        outcomes: Sequence[Outcome],
+        beside: Sequence[Outcome] = (),
+    ) -> tuple[int, int]:
+        """Note what became of an origin's messages; return how many are settled, and how many were stored."""
+        settled = state.settled(outcomes, beside)
         await self._withhold(lane, messages[:settled], outcomes[:settled])
         stored = state.acknowledged(messages[:settled], outcomes[:settled], self.incarnation or "")
         reach("relay.noted")
         if settled:
             self.published += stored
-            self._on_forwarded()
+            self._note_forwarded(messages[0].destination)
         if settled == len(messages):
             state.go_on()
         else:
             state.pause(outcomes[settled], self._clock())
             logger.warning("relay.lane_paused", extra={"service": self.service, "lane": lane, "reason": state.problem})
         return settled, stored
+
+    def _note_forwarded(self, destination: str) -> None:  # noqa: ARG002 - events have none
+        self._on_forwarded()
 
     async def _publish(self, lane: str, outgoing: list[Outgoing], size: int, *, atomic: bool) -> list[Outcome]:
         """Publish when the link is free for this lane, and learn from it how much the link carries."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from forebay.answering import Answering
 from forebay.archive_reading import ArchiveAnswering, ArchiveReader
 from forebay.clock_offsets import ClockOffsets
 from forebay.closing import Closing
+from forebay.command import Destination
+from forebay.command_answering import CommandAnswering
 from forebay.confirming import Confirming
 from forebay.consumer import Consumer
+from forebay.destinations import Destinations
+from forebay.dispatching import STREAM, CommandRelay
 from forebay.errors import ConfigurationError, HeaderError
 from forebay.filling import Filling
 from forebay.followed import FollowedLane
@@ -30,6 +35,8 @@ from forebay.link import Link
 from forebay.losses import mend
 from forebay.outbox import Outbox
 from forebay.parking import Whose
+from forebay.receiving import CommandConsumer
+from forebay.registry import Registry
 from forebay.relay import Relay
 from forebay.service import Service, check_followed
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
@@ -60,6 +67,8 @@ class RunningService:
         consumer: where it has handlers of a stream's events.
         follower: where it follows other services, once ``follow`` was called.
         intents: where somebody may ask something of its state.
+        command_relay, destinations: where it may send commands: it has lanes, and this is the core.
+        commands: where it has handlers of commands.
         timers: where it has handlers of timers.
     """
 
@@ -96,6 +105,12 @@ class RunningService:
         self._answering: Answering | None = None
         self._archive: ArchiveAnswering | None = None
         self._publisher: Publisher | None = None
+        self._command_publisher: Publisher | None = None
+        self.command_relay: CommandRelay | None = None
+        self.destinations: Destinations | None = None
+        self._registry: Registry | None = None
+        self.commands: CommandConsumer | None = None
+        self._command_answering: CommandAnswering | None = None
 
     @property
     def name(self) -> str:
@@ -104,8 +119,8 @@ class RunningService:
 
     @property
     def reads(self) -> bool:
-        """Whether it handles events, of a stream or of a service that it follows."""
-        return bool(self.declared.handlers or self.declared.following)
+        """Whether it handles events, of a stream or of a service that it follows, or commands."""
+        return bool(self.declared.handlers or self.declared.following or self.declared.handlers.takes_commands)
 
     @property
     def store(self) -> UnitStore:
@@ -163,17 +178,21 @@ class RunningService:
                 self.outbox, draining, self._connection, self.relay, grace=grace, short_of_room=sqlite.problem
             )
             self._subscriptions.append(sqlite.on_commit(self.relay.wake))
+        if self.outbox.lanes and self.outbox.sends:
+            self._send_commands(draining, grace, link, sqlite)
         if self.declared.handlers:
             followed = self.declared.following.services
             whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
             self.consumer = Consumer(self.name, self.declared.handlers, store, store_id, self._connection, whose=whose)
             archive = ArchiveReader(self._connection, self.name)
-            closing = Closing(self.consumer, self.declared.handlers, store, self._connection, archive)
+            closing = Closing(self.consumer, self.declared.handlers, store, archive)
             self.filling = Filling(self.consumer, self.declared.handlers, store, archive)
             offsets = ClockOffsets(store) if self.declared.windows else None
             self._answering = Answering(self.consumer, closing, store, store_id, self._connection, offsets)
             if self.declared.read_archive is not None:
                 self._archive = ArchiveAnswering(self.consumer, store, self._connection, self.declared.read_archive)
+        if self.declared.handlers.takes_commands:
+            self._take_commands(store, store_id)
         if self.declared.timers:
             self.timers = Timers(self.declared.timers, store)
             self._subscriptions.append(sqlite.on_commit(self.timers.wake))
@@ -215,13 +234,53 @@ class RunningService:
             raise RuntimeError(f"service {self.name} is not open")
         return self._sqlite.on_commit(callback)
 
+    def _send_commands(self, store: UnitStore, grace: float, link: Link | None, sqlite: SqliteStore) -> None:
+        self._command_publisher = Publisher(self._connection, STREAM)
+        self.destinations = Destinations(
+            self.outbox, store, self._connection, grace=grace, short_of_room=sqlite.problem
+        )
+        self.command_relay = CommandRelay(
+            self.outbox,
+            store,
+            self._connection,
+            self._command_publisher,
+            link=link,
+            confirmed_to=self.destinations.confirmed_to,
+            on_forwarded_to=self.destinations.forwarded,
+        )
+        self.destinations.attach(self.command_relay)
+        self._registry = Registry(store, self._connection, self.command_relay)
+        self._subscriptions.append(sqlite.on_commit(self.command_relay.wake))
+
+    def _take_commands(self, store: UnitStore, store_id: str) -> None:
+        if self.outbox.sends:
+            raise ConfigurationError(
+                f"service {self.name!r} of the core handles commands", hint="commands go to other nodes"
+            )
+        handlers, to = self.declared.handlers, Destination(self.outbox.node, self.name)
+        handlers.now, handlers.core = self._now, self.core
+        followed = self.declared.following.services
+        whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
+        self.commands = CommandConsumer(to, handlers, store, store_id, self._connection, whose=whose)
+        closing = Closing(self.commands, handlers, store, None)
+        self._command_answering = CommandAnswering(
+            to, self.core, self.commands, closing, store, store_id, self._connection
+        )
+
+    def _now(self) -> datetime:
+        """The core's time as far as it is known: a node's clock may be wrong, and commands expire by the core's."""
+        offset = self.confirming.clock_offset if self.confirming is not None else None
+        return datetime.now(UTC) + timedelta(seconds=offset or 0.0)
+
     async def start(self, tasks: TaskGroup) -> None:
         """Start the parts in ``tasks``; returns when each says that it runs."""
         await self._expect_intents()
-        if self._publisher is not None:
-            await self._publisher.start()
+        for publisher in (self._publisher, self._command_publisher):
+            if publisher is not None:
+                await publisher.start()
         sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling, self.follower)
-        for part in (*sending, *reading, self._archive, self.intents, self.timers, *self._workers):
+        commands = (self.destinations, self.command_relay, self._registry, self.commands, self._command_answering)
+        for part in (self.intents, *sending, *reading, *commands, self._archive, self.timers, *self._workers):
             if part is not None:
                 await tasks.start(part.run)
         if self._sqlite is not None:
@@ -233,8 +292,9 @@ class RunningService:
         for unsubscribe in self._subscriptions:
             unsubscribe()
         with anyio.CancelScope(shield=True):
-            if self._publisher is not None:
-                await self._publisher.stop()
+            for publisher in (self._publisher, self._command_publisher):
+                if publisher is not None:
+                    await publisher.stop()
             if self._sqlite is not None:
                 await self._sqlite.close()
         self._lock.release()
@@ -270,7 +330,14 @@ class RunningService:
             return None
         if identity is None or self.relay is None or self.confirming is None:
             return None
-        return await find(self.store, self.relay, self.confirming, identity.place)
+        return await find(self.store, self._part, identity.place)
+
+    def _part(self, destination: str) -> tuple[Relay, Confirming]:
+        if self.relay is None or self.confirming is None:
+            raise RuntimeError(f"service {self.name} sends nothing")
+        if destination and self.command_relay is not None and self.destinations is not None:
+            return self.command_relay, self.destinations.confirming(destination)
+        return self.relay, self.confirming
 
     def _backstop(self) -> int | None:
         budgets = sum(lane.budget_bytes for lane in self.declared.lanes)
@@ -281,8 +348,8 @@ class RunningService:
         followers = self.confirming.followers if self.confirming is not None else None
         if followers is not None:
             await followers.load()
-        readers = [each for each in (self.consumer, self.follower) if each is not None]
-        if readers or (followers is not None and followers.absent):
+        readers = [each for each in (self.consumer, self.commands, self.follower) if each is not None]
+        if readers or self.command_relay is not None or (followers is not None and followers.absent):
             handlers = self.declared.handlers.joined(self.declared.following)
             self.intents = Intents(self.name, handlers, self.store, self.path, readers, followers)
 

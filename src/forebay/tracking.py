@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -14,7 +15,7 @@ from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitStore
 
 _ROW = """
-    select o.lane, e.last, coalesce(r.written_at, w.written_at) as written_at, w.reason,
+    select o.lane, o.destination, e.last, coalesce(r.written_at, w.written_at) as written_at, w.reason,
       case when d.first is null then 0 else 1 end as dropped
     from forebay_epoch e join forebay_origin o on o.id = e.origin
     left join forebay_outbox r on r.epoch = e.id and r.sequence = :sequence
@@ -46,7 +47,8 @@ class Whereabouts(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where an event is. One that was freed is ``confirmed`` and no times are known for it any more.
 
     One that the budget pushed out is ``dropped``, one that the broker refuses for itself ``withheld``, with the
-    ``reason``; whether a consumer had it before, its own entry tells.
+    ``reason``; whether a consumer had it before, its own entry tells. A command has a ``destination``, whose service is
+    its one consumer.
     """
 
     message_id: str
@@ -56,21 +58,33 @@ class Whereabouts(msgspec.Struct, frozen=True, omit_defaults=True):
     stored_at: datetime | None = None
     forwarded: Forwarded | None = None
     reason: str | None = None
+    destination: str = ""
     consumers: dict[str, Confirmed] = {}
 
 
-async def find(store: UnitStore, relay: Relay, confirming: Confirming, place: Place) -> Whereabouts | None:
-    """Return where the event of this outbox is, or None if it was never written here."""
+Part = Callable[[str], tuple[Relay, Confirming]]
+"""Returns what sends and what asks for a destination; it is empty for events."""
+
+
+async def find(store: UnitStore, part: Part, place: Place) -> Whereabouts | None:
+    """Return where the event or command of this outbox is, or None if it was never written here."""
     row = await store.read(_find, place)
     if row is None or place.sequence > row["last"]:
         return None
+    relay, confirming = part(row["destination"])
     # What was dropped, and passed by all, is no row and no range any more: that it was, those who lack it say.
     gone = row["written_at"] is None
     lacking = gone and any(confirming.consumers[name].missing(place) for name in _answered(confirming))
     dropped = bool(row["dropped"]) or lacking
     if gone and not dropped:
-        return Whereabouts(message_id=str(place), service=relay.service, lane=row["lane"], state="confirmed")
-    sent = relay.forwarded(row["lane"], place)
+        return Whereabouts(
+            message_id=str(place),
+            service=relay.service,
+            lane=row["lane"],
+            state="confirmed",
+            destination=row["destination"],
+        )
+    sent = relay.forwarded(row["lane"], place, row["destination"])
     consumers = {
         name: Confirmed(confirmed, None if at is None else _time(at), confirming.fate(place, name, dropped=dropped))
         for name, (confirmed, at) in confirming.whereabouts(place).items()
@@ -94,6 +108,7 @@ async def find(store: UnitStore, relay: Relay, confirming: Confirming, place: Pl
         stored_at=None if gone else _time(row["written_at"] / 1000),
         forwarded=Forwarded(_time(sent.at), sent.stream_sequence) if sent else None,
         reason=row["reason"],
+        destination=row["destination"],
         consumers=consumers,
     )
 

@@ -137,9 +137,8 @@ class World:
         )
         self.store = UnitStore(self.sqlite, self.outbox)
         await self.sqlite.write(self.outbox.bind, "s1")
-        relay = SimpleNamespace(
-            lanes={lane.name: LaneState() for lane in LANES}, incarnation="i", doubt_stream=lambda: None
-        )
+        lanes = {lane.name: LaneState() for lane in LANES}
+        relay = SimpleNamespace(lanes=lanes, states=lambda _: lanes, incarnation="i", doubt_stream=lambda: None)
         self.confirming = Confirming(
             self.outbox, self.store, cast("Any", self), cast("Any", relay), grace=GRACE, clock=lambda: self.now
         )

@@ -73,7 +73,7 @@ async def test_the_status_tells_backlog_budget_and_how_long_it_lasts(till: Servi
     assert stopped["days_left"] == pytest.approx((stopped["budget"] - stopped["bytes"]) / per_day, rel=0.01)
     table = called(ROOT, "outbox", "status", "--data", str(till.data)).stdout
     assert table.split("\n")[0].split() == [
-        *("node", "service", "lane", "pending", "on_disk", "bytes", "budget"),
+        *("node", "service", "lane", "destination", "pending", "on_disk", "bytes", "budget"),
         *("used", "oldest", "drains_in", "days_left", "lost"),
     ]
 

@@ -24,7 +24,7 @@ class Reader:
 def closing(reader: Reader) -> Closing:
     nothing: Any = SimpleNamespace()
     consumer: Any = reader
-    return Closing(consumer, nothing, nothing, nothing, nothing)
+    return Closing(consumer, nothing, nothing, nothing)
 
 
 def says(stream_end: int, floor: int = 5, incarnation: str = "i", **more: Any) -> Statement:

@@ -60,7 +60,8 @@ class Node:
         self.core = Core()
         self.outbox = outbox
         self.store = UnitStore(store, outbox)
-        relay = SimpleNamespace(lanes={"ledger": LaneState()}, incarnation="i", doubt_stream=lambda: None)
+        lanes = {"ledger": LaneState()}
+        relay = SimpleNamespace(lanes=lanes, states=lambda _: lanes, incarnation="i", doubt_stream=lambda: None)
         self.confirming = Confirming(
             outbox, self.store, cast("Any", self.core), cast("Any", relay), clock=lambda: self.now
         )

@@ -12,7 +12,7 @@ from forebay.project import Project
 
 STREAM = "EVENTS"
 
-_nats = click.option(
+nats_option = click.option(
     "--nats",
     "url",
     type=BrokerUrls(),
@@ -33,7 +33,7 @@ def consumers() -> None:
 
 
 @consumers.command()
-@_nats
+@nats_option
 @json_option
 def ls(url: str, as_json: bool) -> None:
     """List the consumers that must confirm, and those that were removed."""
@@ -53,7 +53,7 @@ def ls(url: str, as_json: bool) -> None:
 @consumers.command()
 @click.argument("name")
 @click.option("--reason", required=True, help="Why nobody needs it any more; it stays on record in the stream.")
-@_nats
+@nats_option
 @click.pass_obj
 def rm(project: Project, name: str, reason: str, url: str) -> None:
     """Take consumer NAME off the list, and delete its durables.

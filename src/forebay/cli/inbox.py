@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from forebay.cli.databases import DATA, databases
 from forebay.cli.settings import data_option, json_option
 from forebay.cli.table import show
+from forebay.expiring import expired
 
 _EPOCHS = """
     select i.node as origin_node, i.service as origin_service, i.lane, i.epoch, i.watermark, i.held
@@ -41,3 +43,24 @@ def ls(data: Path, service: str | None, origin: str | None, as_json: bool) -> No
         if origin in (None, row["origin_node"])
     ]
     show(rows, as_json=as_json, empty="no inbox has seen an event")
+
+
+@inbox.command("expired")
+@data_option(DATA)
+@click.option("--node", help="Show only this node.")
+@click.option("--service", help="Show only this service.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Commands per service.")
+@json_option
+def show_expired(data: Path, node: str | None, service: str | None, limit: int, as_json: bool) -> None:
+    """List the commands that had expired when it was their turn, the latest first.
+
+    They were passed in their place without being done.
+    """
+    rows = []
+    for found in databases(data, node, service):
+        for row in found.read(lambda tx: expired(tx, limit)) or []:
+            at = datetime.fromtimestamp(row["passed_at"] / 1000, UTC).isoformat(timespec="seconds")
+            of = {"from_node": row["node"], "from_service": row["service"]}
+            told = {name: row[name] for name in ("message_id", "type", "key", "expires")}
+            rows.append({"node": found.node, "service": found.service, **told, **of, "passed_at": at})
+    show(rows, as_json=as_json, empty="no command has expired")

@@ -8,13 +8,13 @@ from typing import Any
 from forebay.cli.databases import Found
 
 _LANES = """
-    select o.id, o.lane, o.written, o.confirmed as freed, o.dropped,
+    select o.id, o.lane, o.destination, o.written, o.confirmed as freed, o.dropped,
       (select count(*) from forebay_withheld w join forebay_epoch e on e.id = w.epoch
        where e.origin = o.id) as withheld,
       (select count(*) from forebay_outbox r join forebay_epoch e on e.id = r.epoch where e.origin = o.id) as on_disk,
       o.bytes,
       (select e.epoch || '-' || e.last from forebay_epoch e where e.origin = o.id order by e.id desc limit 1) as last
-    from forebay_origin o where o.destination = '' order by o.id"""
+    from forebay_origin o order by o.destination, o.id"""
 
 _BOOKS = """
     select consumer, confirmed, pending, missed, dropped, withheld, as_of
@@ -22,7 +22,10 @@ _BOOKS = """
 
 
 def lanes(found: Found) -> list[dict[str, Any]]:
-    """Return the lanes of a database: what was written and became of it, and the last books of each consumer."""
+    """Return the lanes of a database: what was written and became of it, and the last books of each consumer.
+
+    The commands of a lane are listed apart, for each destination.
+    """
     listed = found.rows(_LANES)
     for lane in listed:
         lane["consumers"] = [

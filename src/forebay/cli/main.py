@@ -23,6 +23,7 @@ from forebay.cli.followers import followers
 from forebay.cli.gaps import gaps
 from forebay.cli.health import health_command
 from forebay.cli.inbox import inbox
+from forebay.cli.nodes import nodes
 from forebay.cli.outbox import outbox
 from forebay.cli.parked import parked
 from forebay.cli.run import run
@@ -76,6 +77,7 @@ for _command in (
     sagas,
     contracts,
     followers,
+    nodes,
     backup,
     restore,
 ):

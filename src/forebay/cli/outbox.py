@@ -17,13 +17,14 @@ from forebay.errors import ForebayError, HeaderError
 from forebay.identity import parse_message_id
 
 _EVENTS = """
-    select e.epoch || '-' || r.sequence as message_id, o.lane, r.type, r.key, r.time, r.written_at, r.bytes
+    select e.epoch || '-' || r.sequence as message_id, o.lane, o.destination, r.type, r.key, r.time,
+      r.written_at, r.bytes
     from forebay_outbox r join forebay_epoch e on e.id = r.epoch join forebay_origin o on o.id = e.origin
     order by e.id desc, r.sequence desc limit :limit"""
 
 _EVENT = """
-    select e.epoch || '-' || r.sequence as message_id, o.lane, e.prev, r.type, r.key, r.time, r.cause, r.extra,
-      r.written_at, r.bytes, cast(r.body as text) as body
+    select e.epoch || '-' || r.sequence as message_id, o.lane, o.destination, e.prev, r.type, r.key, r.time,
+      r.cause, r.extra, r.written_at, r.bytes, cast(r.body as text) as body
     from forebay_outbox r join forebay_epoch e on e.id = r.epoch join forebay_origin o on o.id = e.origin
     where e.epoch = :epoch and r.sequence = :sequence"""
 
@@ -51,8 +52,9 @@ def outbox() -> None:
 def ls(data: Path, node: str | None, service: str | None, events: int, as_json: bool) -> None:
     """List what the outboxes hold.
 
-    For each lane: the events written, freed after confirmation, dropped, withheld and still on disk, and the bytes that
-    these take; and for each consumer what is pending, missed, dropped and withheld, as it last stood.
+    For each lane, and each destination (<node>/<service>) of its commands: the events written, freed after
+    confirmation, dropped, withheld and still on disk, and the bytes that these take; and for each consumer what is
+    pending, missed, dropped and withheld, as it last stood.
     """
     rows: list[dict[str, Any]] = []
     for found in databases(data, node, service):

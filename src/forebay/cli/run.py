@@ -26,6 +26,14 @@ LEVELS = ("debug", "info", "warning", "error")
     help="Name of the node, such as store-330: 1 to 63 of a-z, 0-9 and '-'.  [default: core, where all services are"
     " core services of forebay.toml]",
 )
+@click.option(
+    "--core",
+    default=CORE,
+    show_default=True,
+    envvar="FOREBAY_CORE",
+    show_envvar=True,
+    help="Name of the core's node: it alone sends commands, and other nodes take them from it alone.",
+)
 @data_option("Folder of the databases: nodes/<node>/<service>.db, or core/<service>.db for the node core.")
 @click.option(
     "--nats",
@@ -92,6 +100,7 @@ def run(
     project: Project,
     services: tuple[str, ...],
     node: str | None,
+    core: str,
     data: Path,
     nats: str,
     host: str,
@@ -120,9 +129,10 @@ def run(
                 f"{', '.join(services)} need{'s' if len(services) == 1 else ''} a node's name",
                 hint="give --node or FOREBAY_NODE, such as store-330",
             )
-        node = CORE
+        node = core
     config = ProcessConfig(
         node=node,
+        core=core,
         data=data,
         nats=nats,
         host=host,

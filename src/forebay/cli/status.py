@@ -32,10 +32,10 @@ SHORTEST = 60.0
 """Seconds that the oldest and the newest event must be apart for the rate of writing to be told."""
 
 _LANES = """
-    select o.lane, o.bytes, count(r.sequence) as on_disk, coalesce(sum(r.bytes), 0) as size,
+    select o.lane, o.destination, o.bytes, count(r.sequence) as on_disk, coalesce(sum(r.bytes), 0) as size,
       min(r.written_at) as oldest, max(r.written_at) as newest
     from forebay_origin o left join forebay_epoch e on e.origin = o.id left join forebay_outbox r on r.epoch = e.id
-    where o.destination = '' group by o.id order by o.id"""
+    where o.destination = '' or o.bytes > 0 group by o.id order by o.destination, o.id"""
 
 _SALVAGES = "select 1 from sqlite_master where name = 'forebay_lost'"
 _LOST = "select lane, sum(last - first + 1) as events from forebay_lost group by lane"
@@ -81,12 +81,12 @@ def status(
     for each in found:
         lost = {row["lane"]: row["events"] for row in each.rows(_LOST)} if each.rows(_SALVAGES) else {}
         for lane in each.rows(_LANES):
-            at = (each.path, lane["lane"])
+            at = (each.path, lane["lane"], lane["destination"])
             budget = after[at].budget if at in after else _declared(project, each.service, lane["lane"])
             rows.append(
                 {"node": each.node, "service": each.service, **_row(lane, before.get(at), after.get(at), budget)}
             )
-            rows[-1]["lost"] = lost.get(lane["lane"], 0)
+            rows[-1]["lost"] = 0 if lane["destination"] else lost.get(lane["lane"], 0)
     show(rows if as_json else [_readable(row) for row in rows], as_json=as_json, empty="no outboxes")
 
 
@@ -96,6 +96,7 @@ def _row(lane: Mapping[str, Any], before: _Live | None, after: _Live | None, bud
     written = lane["size"] / span if span >= SHORTEST else 0.0
     return {
         "lane": lane["lane"],
+        "destination": lane["destination"],
         "pending": pending,
         "on_disk": lane["on_disk"],
         "bytes": lane["bytes"],
@@ -117,20 +118,20 @@ def _drains_in(pending: int, before: _Live | None, after: _Live | None) -> float
     return round(pending / slowest, 1) if slowest > 0 else None
 
 
-def _ask(found: Iterable[Found]) -> dict[tuple[Path, str], _Live]:
+def _ask(found: Iterable[Found]) -> dict[tuple[Path, str, str], _Live]:
     """Ask each process once for the lanes of its services."""
     from forebay.sqlite.lock import holder_of
 
     answers: dict[str, str] = {}
-    lanes: dict[tuple[Path, str], _Live] = {}
+    lanes: dict[tuple[Path, str, str], _Live] = {}
     for each in found:
         holder = holder_of(each.path)
         if holder is None or not holder.address:
             continue
         if holder.address not in answers:
             answers[holder.address] = _metrics(holder.address)
-        for lane, live in _read(answers[holder.address], each.service).items():
-            lanes[each.path, lane] = live
+        for (lane, destination), live in _read(answers[holder.address], each.service).items():
+            lanes[each.path, lane, destination] = live
     return lanes
 
 
@@ -148,18 +149,22 @@ def _metrics(address: str) -> str:
         connection.close()
 
 
-def _read(text: str, service: str) -> dict[str, _Live]:
+def _read(text: str, service: str) -> dict[tuple[str, str], _Live]:
     from prometheus_client.parser import text_string_to_metric_families
 
-    lanes: dict[str, _Live] = {}
+    lanes: dict[tuple[str, str], _Live] = {}
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    budgets: dict[str, int] = {}
     for sample in samples:
         if sample.name == "forebay_outbox_budget_bytes" and sample.labels["service"] == service:
-            lanes[sample.labels["lane"]] = _Live({}, {}, int(sample.value), time.monotonic())
+            budgets[sample.labels["lane"]] = int(sample.value)
     for sample in samples:
         if sample.name == "forebay_outbox_events" and sample.labels["service"] == service:
-            lane = lanes.get(sample.labels["lane"])
-            state = sample.labels["state"]
+            name, state = sample.labels["lane"], sample.labels["state"]
+            lane = None
+            if name in budgets:
+                at = name, sample.labels["destination"]
+                lane = lanes.setdefault(at, _Live({}, {}, budgets[name], time.monotonic()))
             if lane is not None and state in ("pending", "confirmed"):
                 values = lane.pending if state == "pending" else lane.confirmed
                 values[sample.labels["consumer"]] = sample.value

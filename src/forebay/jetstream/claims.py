@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from forebay.errors import TopologyError
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.streams import api_request, consumer_info
+from forebay.jetstream.streams import ConsumerState, api_request, consumer_info
 from forebay.jetstream.topology.checks import durable_problems
 from forebay.jetstream.topology.spec import consumer_spec
 
@@ -28,14 +28,28 @@ async def claim_durable(
     state = await consumer_info(connection, stream, durable)
     if problems := durable_problems(state.config, expected, partition):
         raise TopologyError("; ".join(problems), hint="see `forebay plan`")
+    await _write_claim(connection, stream, durable, state, store_id)
+
+
+async def claim(connection: Connection, stream: str, durable: str, store_id: str) -> None:
+    """Write a store's id into a durable's metadata if none has claimed it yet; raises as ``claim_durable`` does."""
+    await _write_claim(connection, stream, durable, await consumer_info(connection, stream, durable), store_id)
+
+
+def check_claim(durable: str, state: ConsumerState, store_id: str) -> None:
+    """Raise ``TopologyError`` where another store has claimed a durable."""
     owner = state.metadata.get(STORE)
-    if owner == store_id:
-        return
-    if owner is not None:
+    if owner not in (None, store_id):
         raise TopologyError(
             f"durable {durable} is read by the store {owner}, this one is {store_id}",
             hint="start it with that database, or delete the durable and `forebay apply` to begin with this one",
         )
+
+
+async def _write_claim(connection: Connection, stream: str, durable: str, state: ConsumerState, store_id: str) -> None:
+    check_claim(durable, state, store_id)
+    if state.metadata.get(STORE) == store_id:
+        return
     config = {**state.config, "metadata": {**state.metadata, STORE: store_id}}
     await api_request(
         connection,

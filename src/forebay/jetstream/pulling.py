@@ -122,13 +122,41 @@ class Pull:
             LinkError: the broker cannot be asked.
         """
         await self.end()
-        self._begin += 1
         generation = self._connection.generation
         state = await stream_state(self._connection, self.stream)
         await consumer_info(self._connection, self.stream, self.durable)  # a reset of a missing one is never answered
         # Beyond the stream's end the server obeys too, and leaves a durable that never delivers.
-        start = max(1, min(position, state.last) + 1)
-        await api_request(self._connection, f"CONSUMER.RESET.{self.stream}.{self.durable}", {"seq": start})
+        await self._start(max(1, min(position, state.last) + 1), generation)
+        return state
+
+    async def begin_at(self, sequence: int) -> int:
+        """Set the durable to ``sequence`` and deliver from there on, for a reader that may not look at the stream.
+
+        Beyond the stream's end, as its durable shows, the whole stream is delivered.
+
+        Returns:
+            The sequence that it begins at.
+
+        Raises:
+            TopologyError: the durable does not exist.
+            LinkError: the broker cannot be asked.
+        """
+        await self.end()
+        generation = self._connection.generation
+        await consumer_info(self._connection, self.stream, self.durable)
+        if sequence > 1:
+            await self._reset(sequence)
+            if not (await consumer_info(self._connection, self.stream, self.durable)).pending:
+                sequence = 1  # nothing stands there: it would never deliver
+        await self._start(max(1, sequence), generation)
+        return max(1, sequence)
+
+    async def _reset(self, sequence: int) -> None:
+        await api_request(self._connection, f"CONSUMER.RESET.{self.stream}.{self.durable}", {"seq": sequence})
+
+    async def _start(self, start: int, generation: int) -> None:
+        self._begin += 1
+        await self._reset(start)
         self._wake = asyncio.Event()
         self._requested = self._unconsumed = 0
         self._ack_reply = ""
@@ -143,7 +171,6 @@ class Pull:
         self._connection.watch(self)
         self._task = asyncio.create_task(self._pump(self._begin), name=f"pull {self.stream}/{self.durable}")
         logger.info("pull.begun", extra={"stream": self.stream, "durable": self.durable, "sequence": start})
-        return state
 
     def consumed(self, count: int) -> None:
         """Say that ``count`` deliveries of this ``begin`` were processed, so that as many more may come."""

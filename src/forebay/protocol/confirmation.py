@@ -75,14 +75,21 @@ class OriginQuestion(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Question(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of ``confirm.event.<consumer>.<node>``.
+    """The body of ``confirm.event.<consumer>.<node>``, and of ``confirm.command.<node>.<service>``.
 
-    ``clock_offset`` is the seconds that the core's clock is ahead of the node's, as the node last measured it.
+    A node may not look at the stream of commands, so that the core tells it what a consumer of the core sees itself.
+
+    Attributes:
+        clock_offset: the seconds that the core's clock is ahead of the node's, as the node last measured it.
+        incarnation: of the stream of commands.
+        stream_end: its last sequence.
     """
 
     v: int
     origins: list[OriginQuestion]
     clock_offset: float | None = None
+    incarnation: str | None = None
+    stream_end: int | None = None
 
 
 class EpochAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

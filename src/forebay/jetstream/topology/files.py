@@ -13,7 +13,9 @@ from msgspec import UNSET, Struct, UnsetType
 
 from forebay.errors import ConfigurationError, TopologyError
 from forebay.identity import checked_name
+from forebay.jetstream.topology.nodes import NODE_DURABLE, NODE_FILTER
 from forebay.jetstream.topology.spec import (
+    COMMANDS,
     PLACEHOLDER,
     Config,
     ConsumerSpec,
@@ -161,6 +163,26 @@ def desired(config_dir: Path | None = None, derived: Iterable[ConsumerSpec] = ()
         if spec.partitioned != (streams[spec.stream].partitions is not None):
             raise TopologyError(f"consumer {spec.name!r}: its filters do not fit the partitions of {spec.stream}")
     return Topology(streams=streams, consumers=dict(sorted(consumers.items())))
+
+
+def node_template(config_dir: Path | None = None) -> Config:
+    """Return the settings of the durables of nodes: those of ``nodes/commands.yaml``, else the engine's own.
+
+    Raises:
+        TopologyError: the file cannot be read, or says what cannot be.
+    """
+    paths = list(_yaml_files(config_dir, "nodes"))
+    if not paths:
+        return standard_settings()
+    if len(paths) > 1:
+        raise TopologyError(f"{paths[1]}: nodes are described by {paths[0]} already")
+    path = paths[0]
+    config = _read(path, str(path), _ConsumerFile)
+    wanted = {"stream": COMMANDS, "durable_name": NODE_DURABLE, "filter_subjects": [NODE_FILTER]}
+    for field, value in wanted.items():
+        if config.pop(field, None) != value:
+            raise TopologyError(f"{path}: {field} must be {value!r}")
+    return standard_settings() | config
 
 
 def default_streams() -> Sequence[StreamSpec]:

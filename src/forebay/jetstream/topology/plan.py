@@ -17,6 +17,7 @@ import msgspec
 
 from forebay.jetstream.topology import confirmed_by
 from forebay.jetstream.topology.checks import stream_notes, stream_problems
+from forebay.jetstream.topology.nodes import registered_for
 from forebay.jetstream.topology.spec import Config, StreamSpec, Topology
 from forebay.jetstream.topology.units import SECOND, format_duration
 
@@ -146,7 +147,11 @@ def notes(topology: Topology, live: Live) -> list[str]:
     for name, stream in topology.streams.items():
         found += stream_notes(stream.config)
         wanted = {config["durable_name"] for config in topology.durables(name)}
-        others = sorted(live.durables.get(name, {}).keys() - wanted)
+        others = sorted(
+            durable
+            for durable, config in live.durables.get(name, {}).items()
+            if durable not in wanted and registered_for(config) is None  # a registered node's is as it should be
+        )
         found += [f"durable {other} of {name} is not described here and stays as it is" for other in others]
         listed = confirmed_by.parse((live.streams.get(name, {}).get("metadata") or {}).get(confirmed_by.KEY))
         for consumer in sorted((listed.consumers if listed else {}).keys() - topology.confirming(name).keys()):
