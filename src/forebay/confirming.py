@@ -20,7 +20,7 @@ from forebay.books import Books, keep_books, read_books
 from forebay.crash_points import reach
 from forebay.errors import LinkError, PublishRefusedError, StoreError
 from forebay.followers import Followers
-from forebay.freeing import Freed, Head, free, head, pass_drop, pass_withheld, standing
+from forebay.freeing import Freed, Head, free, head, pass_drop, pass_withheld, rows_above, standing
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
 from forebay.outbox import Outbox
@@ -150,7 +150,6 @@ class Confirming:
             try:
                 if await self.followers.ask():
                     await self._keep_books(settled=await self._store.read(self._all_confirmed, self.followers.names))
-                    self.wake()
             except StoreError as error:
                 logger.info("confirmation.unanswered", extra={"service": self._outbox.service, "reason": str(error)})
             await self.followers.moved()
@@ -297,7 +296,8 @@ class Confirming:
         return await self._free_rows(lane, oldest, known)
 
     async def _free_rows(self, lane: str, oldest: Head, known: list[Confirmations]) -> int | None:
-        excess = await self._store.read(self._excess, lane)
+        share = self._outbox.lanes[lane].budget_bytes * TAIL_SHARE
+        excess = await self._store.read(rows_above, lane, share, self.destination)
         hurried = excess > 0 or bool(self._short_of_room())
         grace = min(SHED_GRACE, self._grace) if hurried else self._grace
         upto = min(oldest.last, *(each.ripe(oldest.epoch, grace, oldest.first) for each in known))
@@ -326,17 +326,6 @@ class Confirming:
     def _left(self, lane: str, freed: Freed) -> int:
         self._outbox.drains[lane].left(freed.size)
         return freed.events
-
-    def _excess(self, tx: Transaction, lane: str) -> int:
-        """Return how many rows a lane has above the share of its budget that a tail may take."""
-        row = tx.execute(
-            "select o.bytes, o.written - o.confirmed - o.dropped as events from forebay_origin o"
-            " where o.lane = :lane and o.destination = :destination",
-            lane=lane,
-            destination=self.destination,
-        )[0]
-        share = self._outbox.lanes[lane].budget_bytes * TAIL_SHARE
-        return int((row["bytes"] - share) / (row["bytes"] / row["events"])) + 1 if row["bytes"] > share else 0
 
     def _sheddable(self, tx: Transaction) -> dict[str, Place]:
         """Return per lane what may go at once for want of room.

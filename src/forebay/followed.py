@@ -152,7 +152,9 @@ class FollowedLane:
             drops = [DroppedRange(name, row["first"], row["last"]) for row in rows]
             at = floor(tx, self.name)
             new = at is not None and at != known_floor
-            links = chain(tx, self.name) if new else [ChainLink(name, epoch["prev"])]
+            links = [ChainLink(name, epoch["prev"])]
+            if new:  # the first says everything; from then on the floor passes only what was read
+                links = chain(tx, self.name, None if known_floor is None else ())
             return Page(messages, drops, Place(name, upto), at if new else None, links)
         return None
 

@@ -44,13 +44,13 @@ class Followed(NamedTuple):
         service: its name.
         store_id: of its store.
         lanes: all of its lanes: which events are handled is not asked, as for a consumer of the core (S2).
-        caught_up: called when everything that is there was taken in.
+        on_moved: called after events were taken in.
     """
 
     service: str
     store_id: str
     lanes: list[FollowedLane]
-    caught_up: Callable[[], None]
+    on_moved: Callable[[], None]
 
 
 class Follower:
@@ -200,7 +200,7 @@ class Follower:
                 with anyio.CancelScope(shield=True):
                     await self._take(followed, lane, page)
         if read:
-            followed.caught_up()
+            followed.on_moved()
         return read
 
     async def _take(self, followed: Followed, lane: FollowedLane, page: Page) -> None:

@@ -156,6 +156,17 @@ def shed(tx: Transaction, lane: str, upto: Place, need: int, destination: str = 
     return size
 
 
+def rows_above(tx: Transaction, lane: str, share: float, destination: str = "") -> int:
+    """Return how many rows a lane's events have above so many bytes, by their average size."""
+    row = tx.execute(
+        "select o.bytes, o.written - o.confirmed - o.dropped as events from forebay_origin o"
+        " where o.lane = :lane and o.destination = :destination",
+        lane=lane,
+        destination=destination,
+    )[0]
+    return int((row["bytes"] - share) / (row["bytes"] / row["events"])) + 1 if row["bytes"] > share else 0
+
+
 def pass_drop(
     tx: Transaction, lane: str, drop: Range, epoch: str, applied: Mapping[str, int], destination: str = ""
 ) -> None:

@@ -89,7 +89,8 @@ async def find(store: UnitStore, part: Part, place: Place) -> Whereabouts | None
         name: Confirmed(confirmed, None if at is None else _time(at), confirming.fate(place, name, dropped=dropped))
         for name, (confirmed, at) in confirming.whereabouts(place).items()
     }
-    everywhere = bool(consumers) and all(each.confirmed for each in consumers.values())
+    # A follower's word alone is not enough: which consumers of the core need it is not known then (S3).
+    everywhere = bool(confirming.needed) and all(each.confirmed for each in consumers.values())
     return Whereabouts(
         message_id=str(place),
         service=relay.service,

@@ -411,6 +411,9 @@ async def test_c1_a_follower_is_listed_as_a_consumer_wherever_consumers_are(tmp_
     async with together(tmp_path, door(), Lamp().service, schemas=SCHEMAS) as running:
         (message_id,) = await running["door"].store.write(open_doors, 1, 1)
         await eventually(lambda: _confirmed(running["door"], message_id))
+        found = await running["door"].find(message_id)
+        assert found is not None
+        assert found.state == "stored", "what the core needs is not known: a follower's word alone is not enough (S3)"
         text = await render(list(running.values()), connected=False)
         labels = 'consumer="lamp@node",lane="ledger",service="door",state="confirmed"'
         assert f"forebay_outbox_events{{{labels}}} 1.0" in text
