@@ -39,6 +39,8 @@ def loaded_by(module: str) -> set[str]:
         "relay",
         "consumer",
         "confirming",
+        "following",
+        "followers",
         "answering",
     ],
 )
