@@ -91,11 +91,11 @@ FROM runtime AS core
 COPY --from=packages-core /out .
 COPY --from=engine-core /out .
 COPY --from=services-core /out .
-RUN python -c "import forebay.process, forebay.cli.main, sqlite_utils, yaml, core.archive.app, core.sales.app"
+RUN python -c "import forebay.process, forebay.cli.main, sqlite_utils, yaml, core.archive.app, core.coldwatch.app, core.sales.app"
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="forebay core" \
-      org.opencontainers.image.description="The central services: archive and sales; and apply, for streams and durables" \
+      org.opencontainers.image.description="The central services: archive, sales and the cold watch; and apply, for streams and durables" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV FOREBAY_PORT=8200
@@ -104,4 +104,4 @@ VOLUME /data
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "forebay.cli.health"]
 ENTRYPOINT ["forebay"]
-CMD ["run", "core.archive", "core.sales"]
+CMD ["run", "core.archive", "core.coldwatch", "core.sales"]

@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 
 from forebay.books import Books
 from forebay.intake import Taken
+from forebay.marks import late_events
+from forebay.panes import open_windows
 from forebay.running import RunningService
 from forebay.saga.instances import counts
 from forebay.transaction import Row, Transaction
@@ -33,8 +35,9 @@ async def render(services: Sequence[RunningService], *, connected: bool) -> str:
     for service in services:
         if service.destinations is not None:
             books[service.name] = [*books.get(service.name, []), *await service.destinations.books()]
+    windows = {service.name: await service.store.read(_windows) for service in services if service.declared.windows}
     registry = CollectorRegistry()
-    registry.register(_Snapshot(services, lanes, books, sagas, connected))
+    registry.register(_Snapshot(services, lanes, books, sagas, windows, connected))
     return generate_latest(registry).decode()
 
 
@@ -47,12 +50,14 @@ class _Snapshot(Collector):
         lanes: dict[str, list[Row]],
         books: dict[str, list[Books]],
         sagas: dict[str, list[Row]],
+        windows: dict[str, tuple[dict[str, int], dict[str, int]]],
         connected: bool,
     ) -> None:
         self._services = services
         self._lanes = lanes
         self._books = books
         self._sagas = sagas
+        self._windows = windows
         self._connected = connected
 
     def collect(self) -> Iterator[Any]:
@@ -63,6 +68,7 @@ class _Snapshot(Collector):
         yield from self._consumers()
         yield from self._timers()
         yield self._instances()
+        yield from self._event_time()
 
     def _outboxes(self) -> Iterator[Any]:
         labels = ["service", "lane", "destination"]
@@ -169,6 +175,25 @@ class _Snapshot(Collector):
             for row in rows:
                 instances.add_metric([service, row["saga"], row["status"]], row["instances"])
         return instances
+
+    def _event_time(self) -> Iterator[Any]:
+        labels = ["service", "window"]
+        kept = GaugeMetricFamily(
+            "forebay_windows", "Windows of all keys that are kept: open, or closed and not final yet", labels=labels
+        )
+        late = CounterMetricFamily(
+            "forebay_window_late", "Events that results lack: too late, or too far ahead", labels=labels
+        )
+        for service in self._services:
+            for window in service.declared.windows.names:
+                open_now, too_late = self._windows[service.name]
+                kept.add_metric([service.name, window], open_now.get(window, 0))
+                late.add_metric([service.name, window], too_late.get(window, 0))
+        yield from (kept, late)
+
+
+def _windows(tx: Transaction) -> tuple[dict[str, int], dict[str, int]]:
+    return open_windows(tx), late_events(tx)
 
 
 def _lanes(tx: Transaction) -> list[Row]:
