@@ -59,6 +59,22 @@ def test_after_a_time_in_which_nobody_was_heard_no_node_is_left_behind() -> None
     assert watermark.observe("slow", 150, now=5002) == 150
 
 
+def test_a_node_that_speaks_more_seldom_than_the_time_out_is_not_held_back_for_ever() -> None:
+    watermark = two()
+    for now in (5000, 10_000, 15_000):
+        watermark.observe("fast", now, now=now)
+        due = watermark.silent_at()
+        assert due is not None
+        assert now < due <= now + IDLE
+        assert watermark.pass_silent(due) == now
+
+
+def test_where_all_are_silent_the_watermark_stays() -> None:
+    watermark = two()
+    assert watermark.pass_silent(IDLE) == 10
+    assert watermark.silent_at() is None
+
+
 def test_a_node_at_1970_holds_back_nobody_even_if_it_came_first() -> None:
     watermark = Watermark(idle=IDLE)
     watermark.observe("unset", 5, now=0)

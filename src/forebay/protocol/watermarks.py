@@ -54,9 +54,10 @@ class Watermark:
         heard_at = max((each.heard_at for each in self.nodes.values()), default=now)
         if now - heard_at >= self._idle:
             # Nobody was heard: rather we were deaf than all of them silent. Each gets its time anew, or the first one
-            # that is read after an outage would leave the others behind.
+            # that is read after an outage would leave the others behind. It ends before that one's own: where the
+            # others stay silent, they are left behind, even if this node speaks seldom.
             for each in self.nodes.values():
-                each.heard_at, each.counts = now, True
+                each.heard_at, each.counts = now - 1, True
         known = self.nodes.get(node)
         if known is None:
             known = self.nodes[node] = NodeTime(at, now)
@@ -69,7 +70,10 @@ class Watermark:
         return self.mark
 
     def pass_silent(self, now: int) -> int:
-        """Go on without the nodes that were silent for the idle time-out, and return the watermark."""
+        """Go on without the nodes that were silent for the idle time-out, and return the watermark.
+
+        Where all of them were, it stays: nobody is held back, and the next to speak gives the others their time anew.
+        """
         for each in self.nodes.values():
             if each.heard_at + self._idle <= now:
                 each.counts = False
