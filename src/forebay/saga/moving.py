@@ -28,6 +28,9 @@ class Sagas:
     Example:
         ``sagas = service.runs(Sagas(Purchase))``; inside a unit of work ``sagas.tell(tx, event)`` lets the service's
         own events start and move them at once, in that transaction.
+
+    Raises:
+        ConfigurationError: two of them have the same name.
     """
 
     def __init__(self, *sagas: type[Saga]) -> None:
