@@ -1,12 +1,13 @@
 """A real broker per test, and one database server for all of them, each on a free loopback port."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.postgres_server import PostgresServer
+from tests import stores
 
 
 @pytest.fixture
@@ -20,7 +21,6 @@ async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the session (with xdist: for the worker); tests take a database each and leave it running."""
-    with PostgresServer() as server:
-        yield server
+def postgres_server() -> PostgresServer:
+    """One PostgreSQL for all tests (with xdist: of the worker); they take a database each and leave it running."""
+    return stores.server()

@@ -41,18 +41,22 @@ LEFTOVERS_TIMEOUT = 2.0
 APPLY_TIMEOUT = 30.0
 """Seconds to apply the topology to a broker of ours, which may be killed meanwhile."""
 
+STORE = "FOREBAY_STORE"
+"""The variable that names the core's database to ``forebay run``."""
+
 STABLE = 30.0
 """Seconds after which a broker that died again is started with the first delay."""
 
 
 class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run; ``command`` is how a child calls forebay."""
+    """What to run; ``command`` is how a child calls forebay, ``store`` a PostgreSQL database for the core services."""
 
     data: Path
     port: int
     nodes: Sequence[str]
     nats: str | None
     command: Sequence[str]
+    store: str | None = None
 
 
 class Place(NamedTuple):
@@ -164,7 +168,9 @@ class Demo:
         arguments = [argument for name, value in options.items() for argument in (f"--{name}", str(value))]
         command = [*self._config.command, "run", *services, *arguments]
         log = self._config.data / "logs" / f"{node}.log"
-        return Place(Child(node, command, log, self._report), " ".join(services), f"http://{HOST}:{port}")
+        # In the environment, not in the command: a list of processes would show the password.
+        environment = {STORE: self._config.store if services is self._project.core else None}
+        return Place(Child(node, command, log, self._report, environment), " ".join(services), f"http://{HOST}:{port}")
 
     async def _wait_for_ports(self) -> None:
         deadline = anyio.current_time() + LEFTOVERS_TIMEOUT

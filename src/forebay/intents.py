@@ -1,19 +1,16 @@
 """What a person asks of a consumer's state: recorded by the command line or HTTP, executed by its reader alone (S7).
 
-The command line must not write to a database that a process has open. It leaves a file beside it, which the process
-takes within ``INTERVAL``, or at its next start; the outcome stands in the database, under the file's name, and an
-intent is executed once however often its file is read.
+The command line leaves an intent where it waits (``intent_box``); the process that reads takes it within ``INTERVAL``,
+or at its next start. The outcome stands in the database, under the intent's name, and an intent is executed once
+however often it is read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import anyio
@@ -22,11 +19,12 @@ from anyio.abc import TaskStatus
 
 from forebay.closing import close_hole
 from forebay.committing import Committing
-from forebay.errors import ConfigurationError, StoreError
+from forebay.errors import StoreError
 from forebay.followers import Followers
 from forebay.gaps import holes
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Taken
+from forebay.intent_box import IntentBox
 from forebay.parking import discard, retry
 from forebay.registry import remove_node
 from forebay.transaction import Transaction
@@ -35,7 +33,7 @@ from forebay.unit_of_work import UnitOfWork, UnitStore
 logger = logging.getLogger(__name__)
 
 INTERVAL = 0.5
-"""Seconds between looks for files."""
+"""Seconds between looks for what waits."""
 
 
 class Retry(msgspec.Struct, frozen=True, tag="retry"):
@@ -98,7 +96,7 @@ class Intents:
         name: the service's.
         handlers: of all of its readers.
         store: the service's.
-        database: where that is.
+        box: where they wait.
         readers: the service's own; none for one that only emits.
         followers: who follows it, where it emits.
     """
@@ -108,23 +106,26 @@ class Intents:
         name: str,
         handlers: Handlers,
         store: UnitStore,
-        database: Path,
+        box: IntentBox,
         readers: Sequence[Reader],
         followers: Followers | None = None,
     ) -> None:
         self._name = name
         self._handlers = handlers
         self._store = store
-        self._folder = folder_of(database)
+        self._box = box
         self._readers = list(readers)
         self._followers = followers
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Look for files until cancelled."""
+        """Look for what waits until cancelled."""
         task_status.started()
         while True:
-            for path in await anyio.to_thread.run_sync(_files, self._folder):
-                await self._take(path)
+            try:
+                for name, intent in (await self._box.waiting()).items():
+                    await self._take(name, intent)
+            except StoreError as error:
+                logger.warning("consumer.intents_unknown", extra={"reason": str(error)})
             await anyio.sleep(INTERVAL)
 
     async def execute(self, intent: Intent, name: str | None = None) -> str:
@@ -171,55 +172,25 @@ class Intents:
         logger.warning("consumer.intent_executed", extra={"consumer": self._name, "outcome": said})
         return said
 
-    async def _take(self, path: Path) -> None:
-        file = anyio.Path(path)
+    async def _take(self, name: str, written: bytes) -> None:
+        extra = {"intent": name}
         try:
-            intent = msgspec.json.decode(await file.read_bytes(), type=Intent)
-        except (OSError, msgspec.DecodeError) as error:
-            logger.warning("consumer.intent_unreadable", extra={"path": str(path), "reason": str(error)})
-            with contextlib.suppress(OSError):
-                await file.rename(path.with_suffix(".unreadable"))
+            intent = msgspec.json.decode(written, type=Intent)
+        except msgspec.DecodeError as error:
+            logger.warning("consumer.intent_unreadable", extra={**extra, "reason": str(error)})
+            await self._box.set_aside(name)
             return
         try:
-            await self.execute(intent, path.stem)
-        except StoreError as error:  # the file stays: it is tried again
-            logger.warning("consumer.intent_waits", extra={"path": str(path), "reason": str(error)})
-        else:
-            with contextlib.suppress(OSError):
-                await file.unlink()
-
-
-def leave(database: Path, intent: Intent) -> str:
-    """Leave an intent for the process that has the database open, or the next that does; return its name.
-
-    Raises:
-        ConfigurationError: the folder cannot be written.
-    """
-    folder, name = folder_of(database), uuid.uuid4().hex
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        draft = folder / f".{name}"
-        with draft.open("xb") as file:
-            file.write(msgspec.json.encode(intent))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(folder / f"{name}.json")
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot leave the request in {folder}: {error.strerror}", hint="run as the user whose database it is"
-        ) from error
-    return name
+            await self.execute(intent, name)
+            await self._box.remove(name)
+        except StoreError as error:  # it stays: it is tried again
+            logger.warning("consumer.intent_waits", extra={**extra, "reason": str(error)})
 
 
 def outcome_of(tx: Transaction, name: str) -> str | None:
     """Return what became of an intent, or None while it waits."""
     rows = tx.execute("select outcome from forebay_intent where id = :id", id=name)
     return str(rows[0]["outcome"]) if rows else None
-
-
-def folder_of(database: Path) -> Path:
-    """Where intents for a database are left."""
-    return database.with_suffix(".intents")
 
 
 def _remove(work: UnitOfWork, handlers: Handlers, node: str, why: str, failing: Failing) -> tuple[str, Taken]:
@@ -248,7 +219,3 @@ def _record(tx: Transaction, name: str, intent: Intent, outcome: str) -> None:
         outcome=outcome,
         now=now,
     )
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.json")) if folder.is_dir() else []

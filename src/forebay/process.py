@@ -41,6 +41,7 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
         node: the node's name.
         data: the data folder; databases are ``nodes/<node>/<service>.db`` in it, and ``core/<service>.db``.
         nats: the broker's URLs, by comma.
+        store: the URL of a PostgreSQL database that takes the place of the data folder; not shown, for its password.
         port: of HTTP; 0 takes a free one.
         host: address to listen on.
         grace: seconds for which confirmed events stay (the grace tail).
@@ -53,6 +54,7 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     data: Path
     nats: str
     port: int
+    store: str | None = None
     host: str = "127.0.0.1"
     grace: float = GRACE
     disk: DiskConfig = DiskConfig()
@@ -64,6 +66,9 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
         checked_name(self.core, "core")
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port {self.port} is none", hint="give 0 to 65535")
+
+    def __repr__(self) -> str:
+        return f"ProcessConfig(node={self.node!r}, data={str(self.data)!r})"
 
     def database(self, service: str) -> Path:
         """Where a service's database is."""
@@ -102,7 +107,8 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
     """
     for declared, _ in services:  # before anything is opened
         check_followed(declared, [each.declared.name for each in services])
-    finish_restore(config.data)
+    if config.store is None:
+        finish_restore(config.data)
     connection = Connection(
         ConnectionConfig(
             servers=[url.strip() for url in config.nats.split(",") if url.strip()],
@@ -116,13 +122,9 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
         running = []
         link = Link(project.link_kbit(os.environ))  # of the process: its services' lanes share it
         for declared, migrations in services:
+            settings, path = project.settings(declared.name), config.database(declared.name)
             service = RunningService(
-                declared,
-                config.node,
-                config.database(declared.name),
-                connection,
-                project.settings(declared.name),
-                core=config.core,
+                declared, config.node, path, connection, settings, core=config.core, url=config.store
             )
             stack.push_async_callback(service.close)
             await service.open(

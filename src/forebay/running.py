@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +28,7 @@ from forebay.followed import FollowedLane
 from forebay.followers import Followers
 from forebay.following import Followed, Follower
 from forebay.identity import CORE, Place, parse_message_id
+from forebay.intent_box import IntentFolder, IntentRows
 from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
@@ -42,6 +43,7 @@ from forebay.service import Service, check_followed
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
+from forebay.stores import ServiceStore, postgres_store
 from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
@@ -81,7 +83,19 @@ class RunningService:
         settings: Mapping[str, Any],
         *,
         core: str = CORE,
+        url: str | None = None,
     ) -> None:
+        """Prepare a service.
+
+        Args:
+            declared: what it does.
+            node: the node that it runs on.
+            path: its SQLite database.
+            connection: to the broker.
+            settings: its table of ``forebay.toml``.
+            core: the node that may send it commands.
+            url: a PostgreSQL database that it has a schema of instead.
+        """
         self.declared = declared
         self.path = path
         self.settings = settings
@@ -97,8 +111,9 @@ class RunningService:
         self.timers: Timers | None = None
         self._workers: list[Worker] = []
         self._connection = connection
+        self._url = url
         self._lock = FileLock(path)
-        self._sqlite: SqliteStore | None = None
+        self._opened: ServiceStore | None = None
         self._store_id = ""
         self._subscriptions: list[Callable[[], None]] = []
         self.filling: Filling | None = None
@@ -125,9 +140,9 @@ class RunningService:
     @property
     def store(self) -> UnitStore:
         """The service's store; open it first."""
-        if self._sqlite is None:
+        if self._opened is None:
             raise RuntimeError(f"service {self.name} is not open")
-        return UnitStore(self._sqlite, self.outbox, self._known)
+        return UnitStore(self._opened, self.outbox, self._known)
 
     async def open(
         self,
@@ -153,16 +168,11 @@ class RunningService:
             ConfigurationError: another process has it, it belongs to another node, or its migrations are wrong.
             StoreError: the database cannot be opened.
         """
-        self._lock.acquire(address)
         sets = [ENGINE, *([MigrationSet(self.name, migrations)] if migrations else [])]
-        # What a consumer has done and what its inbox says belong together: half of them would be worse than none.
-        salvaging = Salvaging(partial=not self.reads, mend=mend)
-        sqlite = self._sqlite = await SqliteStore.open(
-            self.path, migrations=sets, max_bytes=max_bytes or self._backstop(), disk=disk, salvaging=salvaging
-        )
+        opened = self._opened = await self._open_store(sets, max_bytes, disk, address)
         store = self.store
-        draining = UnitStore(sqlite.reclaiming, self.outbox)
-        store_id = self._store_id = await sqlite.reclaiming.write(self.outbox.bind, uuid.uuid4().hex)
+        draining = UnitStore(opened.reclaiming, self.outbox)
+        store_id = self._store_id = await opened.reclaiming.write(self.outbox.bind, uuid.uuid4().hex)
         if self.outbox.lanes:
             self._publisher = Publisher(self._connection, "EVENTS")
             self.relay = Relay(
@@ -174,12 +184,14 @@ class RunningService:
                 confirmed_upto=self._confirmed_upto,
                 on_forwarded=self._wake_confirming,
             )
+            # A PostgreSQL server that is away is not short of room: what is confirmed stays for its grace.
+            short_of_room = opened.problem if self._url is None else str
             self.confirming = Confirming(
-                self.outbox, draining, self._connection, self.relay, grace=grace, short_of_room=sqlite.problem
+                self.outbox, draining, self._connection, self.relay, grace=grace, short_of_room=short_of_room
             )
-            self._subscriptions.append(sqlite.on_commit(self.relay.wake))
+            self._subscriptions.append(opened.on_commit(self.relay.wake))
         if self.outbox.lanes and self.outbox.sends:
-            self._send_commands(draining, grace, link, sqlite)
+            self._send_commands(draining, grace, link, opened)
         if self.declared.handlers:
             followed = self.declared.following.services
             whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
@@ -195,11 +207,11 @@ class RunningService:
             self._take_commands(store, store_id)
         if self.declared.timers:
             self.timers = Timers(self.declared.timers, store)
-            self._subscriptions.append(sqlite.on_commit(self.timers.wake))
+            self._subscriptions.append(opened.on_commit(self.timers.wake))
         for make, every in self.declared.workers:
             worker = Worker(f"{self.name}.{make.__name__}", make(store, self._known), every=every)
             self._workers.append(worker)
-            self._subscriptions.append(sqlite.on_commit(worker.wake))
+            self._subscriptions.append(opened.on_commit(worker.wake))
 
     async def follow(self, services: Mapping[str, RunningService]) -> None:
         """Follow the services that it declares; all that run in the process are open, and none has started.
@@ -230,14 +242,18 @@ class RunningService:
 
     def on_commit(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` after its commits; returns what ends that."""
-        if self._sqlite is None:
+        if self._opened is None:
             raise RuntimeError(f"service {self.name} is not open")
-        return self._sqlite.on_commit(callback)
+        return self._opened.on_commit(callback)
 
-    def _send_commands(self, store: UnitStore, grace: float, link: Link | None, sqlite: SqliteStore) -> None:
+    def _send_commands(self, store: UnitStore, grace: float, link: Link | None, opened: ServiceStore) -> None:
         self._command_publisher = Publisher(self._connection, STREAM)
         self.destinations = Destinations(
-            self.outbox, store, self._connection, grace=grace, short_of_room=sqlite.problem
+            self.outbox,
+            store,
+            self._connection,
+            grace=grace,
+            short_of_room=opened.problem if self._url is None else str,
         )
         self.command_relay = CommandRelay(
             self.outbox,
@@ -250,7 +266,7 @@ class RunningService:
         )
         self.destinations.attach(self.command_relay)
         self._registry = Registry(store, self._connection, self.command_relay)
-        self._subscriptions.append(sqlite.on_commit(self.command_relay.wake))
+        self._subscriptions.append(opened.on_commit(self.command_relay.wake))
 
     def _take_commands(self, store: UnitStore, store_id: str) -> None:
         if self.outbox.sends:
@@ -283,9 +299,9 @@ class RunningService:
         for part in (self.intents, *sending, *reading, *commands, self._archive, self.timers, *self._workers):
             if part is not None:
                 await tasks.start(part.run)
-        if self._sqlite is not None:
-            tasks.start_soon(self._sqlite.check)
-            tasks.start_soon(self._end_when_damaged, self._sqlite)
+        if self._opened is not None:
+            tasks.start_soon(self._opened.check)
+            tasks.start_soon(self._end_when_damaged, self._opened)
 
     async def close(self) -> None:
         """Close the database and give up the lock; may be called at any stage, also twice."""
@@ -295,15 +311,15 @@ class RunningService:
             for publisher in (self._publisher, self._command_publisher):
                 if publisher is not None:
                     await publisher.stop()
-            if self._sqlite is not None:
-                await self._sqlite.close()
+            if self._opened is not None:
+                await self._opened.close()
         self._lock.release()
 
     def problems(self) -> list[str]:
         """Say why this service is not ready: what it does for others stands still. An edge without a link is ready."""
         found = []
-        if self._sqlite is not None and (full := self._sqlite.problem()):
-            found.append(f"{self.name}: does not accept writes: {full}")
+        if self._opened is not None and (refusal := self._opened.problem()):
+            found.append(f"{self.name}: does not accept writes: {refusal}")
         if self.consumer is not None:
             if not self._connection.connected:
                 why = self._connection.last_error
@@ -339,6 +355,18 @@ class RunningService:
             return self.command_relay, self.destinations.confirming(destination)
         return self.relay, self.confirming
 
+    async def _open_store(
+        self, sets: Sequence[MigrationSet], max_bytes: int | None, disk: DiskConfig, address: str
+    ) -> ServiceStore:
+        if self._url is not None:
+            return await postgres_store().open(self._url, self.name, migrations=sets)
+        self._lock.acquire(address)
+        # What a consumer has done and what its inbox says belong together: half of them would be worse than none.
+        salvaging = Salvaging(partial=not self.reads, mend=mend)
+        return await SqliteStore.open(
+            self.path, migrations=sets, max_bytes=max_bytes or self._backstop(), disk=disk, salvaging=salvaging
+        )
+
     def _backstop(self) -> int | None:
         budgets = sum(lane.budget_bytes for lane in self.declared.lanes)
         return None if self.reads or not budgets else max(MIN_BACKSTOP, BACKSTOP * budgets)
@@ -351,11 +379,12 @@ class RunningService:
         readers = [each for each in (self.consumer, self.commands, self.follower) if each is not None]
         if readers or self.command_relay is not None or (followers is not None and followers.absent):
             handlers = self.declared.handlers.joined(self.declared.following)
-            self.intents = Intents(self.name, handlers, self.store, self.path, readers, followers)
+            box = IntentFolder(self.path) if self._url is None else IntentRows(self.store)
+            self.intents = Intents(self.name, handlers, self.store, box, readers, followers)
 
-    async def _end_when_damaged(self, sqlite: SqliteStore) -> None:
+    async def _end_when_damaged(self, store: ServiceStore) -> None:
         """End the process once the database turns out to be damaged: opening it again salvages what can be read."""
-        raise await sqlite.damaged()
+        raise await store.damaged()
 
     async def _confirmed_upto(self) -> Mapping[str, Place]:
         return await self.confirming.confirmed_upto() if self.confirming is not None else {}

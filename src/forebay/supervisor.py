@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -33,14 +33,25 @@ def die_with(parent: int) -> None:
 
 
 class Child:
-    """One child process, by name; its output goes to a log file."""
+    """One child process, by name; its output goes to a log file.
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, report: Callable[[str], None]) -> None:
+    It has this process's environment but for the variables in ``environment``; one that is None it does not have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        report: Callable[[str], None],
+        environment: Mapping[str, str | None] | None = None,
+    ) -> None:
         self.name = name
         self.starts = 0
         self._command = command
         self._log = log
         self._report = report
+        self._environment = environment or {}
         self._process: anyio.abc.Process | None = None
 
     @property
@@ -68,13 +79,14 @@ class Child:
             await anyio.sleep(delay)
 
     async def _spawn(self) -> anyio.abc.Process:
+        variables = {**os.environ, **self._environment, PARENT: str(os.getpid())}
         with self._log.open("ab") as log:
             return await anyio.open_process(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, PARENT: str(os.getpid())},
+                env={name: value for name, value in variables.items() if value is not None},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which stops its children in order
             )
 

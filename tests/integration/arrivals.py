@@ -14,9 +14,10 @@ from forebay.identity import Place, partition_of
 from forebay.intake import Taken, take_all
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite import MigrationSet
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitStore
+from tests.stores import AnyStore, open_store
 
 ENGINE = MigrationSet("forebay", Path(forebay.__file__).parent / "migrations")
 OLD, NEW = f"{1:032x}", f"{2:032x}"
@@ -83,7 +84,7 @@ class Core:
     """A core service's store, with what goes into it taken in as the consumer does it."""
 
     def __init__(
-        self, store: SqliteStore, name: str, handlers: Handlers, lanes: Sequence[Lane] = (), settings: Any = None
+        self, store: AnyStore, name: str, handlers: Handlers, lanes: Sequence[Lane] = (), settings: Any = None
     ) -> None:
         self.sqlite = store
         self.outbox = Outbox("core", name, lanes, sends=True)
@@ -116,7 +117,7 @@ async def opened(
     settings: Any = None,
 ) -> AsyncIterator[Core]:
     """Open the store of a core service; one with lanes emits as node ``core``."""
-    store = await SqliteStore.open(path, migrations=[ENGINE, *migrations])
+    store = await open_store(path, [ENGINE, *migrations])
     try:
         core = Core(store, name, handlers, lanes, settings)
         if lanes:

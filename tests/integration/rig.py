@@ -17,6 +17,7 @@ from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitStore
+from tests.stores import url_of, written_for
 
 SUBJECT = "evt.store-330.till.sale-recorded"
 NODE = "house-1"
@@ -138,8 +139,10 @@ async def serving(
     migrations = folder / f"{declared.name}-migrations" if schema else None
     if migrations is not None:
         migrations.mkdir(parents=True, exist_ok=True)
-        (migrations / f"0001_{declared.name}.sqlite.sql").write_text(schema)
-    service = RunningService(declared, node, folder / node / f"{declared.name}.db", connection, {})
+        for ending, text in written_for(schema).items():
+            (migrations / f"0001_{declared.name}.{ending}").write_text(text)
+    path, url = folder / node / f"{declared.name}.db", url_of(folder / node)
+    service = RunningService(declared, node, path, connection, {}, url=url)
     try:
         await service.open(migrations, grace=grace)
         prepare(service)

@@ -16,7 +16,7 @@ import pytest
 
 from forebay import Message, Service, UnitOfWork
 from forebay.backup import MANIFEST, PLAN, back_up, finish_restore, restore
-from forebay.cli.databases import databases
+from forebay.cli.databases import files
 from forebay.errors import ConfigurationError, ForebayError, StoreError
 from forebay.jetstream.connection import Connection
 from forebay.running import RunningService
@@ -51,7 +51,7 @@ def notes() -> Service:
 
 
 def paths(data: Path) -> list[Path]:
-    return [found.path for found in databases(data)]
+    return [found.path for found in files(data)]
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from forebay.parking import discard, due, postpone
 from forebay.retries import retry_one
 from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
+from tests.stores import written_for
 
 SCHEMA = "create table effect (id integer primary key autoincrement, n integer not null, message_id text not null);"
 BODY = b'{"n":%d}'
@@ -54,7 +55,8 @@ def handlers() -> Handlers:
 async def opened_at(folder: Path) -> AsyncIterator[Core]:
     migrations = folder / "migrations"
     migrations.mkdir(exist_ok=True)
-    (migrations / "0001_effect.sql").write_text(SCHEMA)
+    for ending, text in written_for(SCHEMA).items():
+        (migrations / f"0001_effect.{ending}").write_text(text)
     async with opened(folder / "sales.db", "sales", handlers(), [MigrationSet("sales", migrations)]) as core:
         yield core
 

@@ -399,7 +399,7 @@ async def test_damage_that_a_query_meets_is_noted_and_salvaged_by_the_next_openi
     node = Node(tmp_path)
     await filled(node)
     async with node as service:
-        sqlite = service._sqlite
+        sqlite = service._opened
         assert sqlite is not None
         wipe_leaves(node.path)
         with pytest.raises(StoreError):
@@ -421,7 +421,7 @@ async def test_the_check_goes_on_beside_the_service_where_opening_had_no_time(
     wipe_leaves(node.path)
     monkeypatch.setattr("forebay.sqlite.store.examine", lambda _: Examined(whole=False))
     async with node as service:
-        sqlite = service._sqlite
+        sqlite = service._opened
         assert sqlite is not None
         assert node.set_aside() == []
         await sqlite.check()

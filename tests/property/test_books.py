@@ -29,10 +29,11 @@ from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.protocol.confirmation import Answer, ConfirmedBy, EpochAnswer, OriginQuestion, Question
 from forebay.sequences import Range, joined
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite import MigrationSet
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from forebay.withholding import listed, withhold
+from tests.stores import open_store
 
 BUDGET = 4000
 GRACE = 5.0
@@ -132,9 +133,7 @@ class World:
 
     async def open(self) -> None:
         self.outbox = Outbox("store-330", "till", LANES)
-        self.sqlite = await SqliteStore.open(
-            self.path, migrations=[MigrationSet("forebay", files("forebay.migrations"))]
-        )
+        self.sqlite = await open_store(self.path, [MigrationSet("forebay", files("forebay.migrations"))])
         self.store = UnitStore(self.sqlite, self.outbox)
         await self.sqlite.write(self.outbox.bind, "s1")
         lanes = {lane.name: LaneState() for lane in LANES}

@@ -14,9 +14,10 @@ from forebay.event import Event
 from forebay.identity import Place, parse_message_id
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite import MigrationSet
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
+from tests.stores import AnyStore, open_store
 
 BUDGET = 2500
 LANES = [Lane("ledger", budget="1MiB"), Lane("telemetry", budget=BUDGET)]
@@ -80,9 +81,9 @@ class Model:
         self.rows[lane].append((parsed.place, self.prev[lane]))
 
 
-async def opened(path: Path) -> tuple[SqliteStore, Outbox, UnitStore]:
+async def opened(path: Path) -> tuple[AnyStore, Outbox, UnitStore]:
     outbox = Outbox("store-330", "till", LANES)
-    store = await SqliteStore.open(path, migrations=[MigrationSet("forebay", files("forebay.migrations"))])
+    store = await open_store(path, [MigrationSet("forebay", files("forebay.migrations"))])
     await store.write(outbox.bind, "s1")
     return store, outbox, UnitStore(store, outbox)
 

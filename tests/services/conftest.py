@@ -23,7 +23,8 @@ from forebay import Message, Service, UnitStore
 from forebay.application import MAX_REQUEST_BYTES
 from forebay.outbox import Outbox
 from forebay.problems import exception_handlers
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite import MigrationSet
+from tests import stores
 
 NODE = "store-330"
 
@@ -33,7 +34,7 @@ class Served:
     """One service: its store, and a client for its routes."""
 
     service: Service
-    store: SqliteStore
+    store: stores.AnyStore
     units: UnitStore
     outbox: Outbox
     app: Litestar
@@ -60,10 +61,10 @@ def application(*services: tuple[Service, UnitStore, Mapping[str, Any]]) -> Lite
 
 async def open_store(
     stack: AsyncExitStack, service: Service, module: ModuleType, path: Path
-) -> tuple[SqliteStore, Outbox]:
+) -> tuple[stores.AnyStore, Outbox]:
     folder = Path(str(module.__file__)).parent / "migrations"
     sets = [MigrationSet("forebay", files("forebay.migrations")), MigrationSet(service.name, folder)]
-    store = await SqliteStore.open(path / f"{service.name}.db", migrations=sets)
+    store = await stores.open_store(path / f"{service.name}.db", sets)
     stack.push_async_callback(store.close)
     outbox = Outbox(NODE, service.name, service.lanes)
     await store.write(outbox.bind, "store-1")

@@ -12,12 +12,14 @@ from typing import Any
 
 import anyio
 import httpx
+import msgspec
 import pytest
 
 from forebay import Message, Service, UnitOfWork
 from forebay.application import build_application
 from forebay.identity import Place
-from forebay.intents import Discard, leave
+from forebay.intent_box import leave_file
+from forebay.intents import Discard
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from tests.integration.arrivals import NEW, OLD, Stream, own
@@ -156,7 +158,7 @@ async def test_a_request_that_was_left_is_executed_once_at_the_next_start_s7(
 ) -> None:
     async with running(nats_server, tmp_path, audit) as core:
         database, first = core.service.path, (await core.parked())[0]["id"]
-    leave(database, Discard(first, "a test sale"))
+    leave_file(database, msgspec.json.encode(Discard(first, "a test sale")))
     async with (
         connected(nats_server.url, node="core") as connection,
         serving(audit.service, connection, tmp_path, node="core", schema=NOTES) as service,

@@ -16,10 +16,11 @@ from forebay.identity import Place, parse_message_id
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.protocol.confirmation import DroppedRange
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite import MigrationSet
 from forebay.transaction import Row
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from forebay.withholding import withhold
+from tests.stores import AnyStore, open_store
 
 BUDGET = 10_000
 LANES = [
@@ -50,7 +51,7 @@ class Moved(Event, service="till", kind="moved", lane="state", key="name"):
 
 
 class Node:
-    def __init__(self, store: SqliteStore, outbox: Outbox) -> None:
+    def __init__(self, store: AnyStore, outbox: Outbox) -> None:
         self.outbox = outbox
         self.store = UnitStore(store, outbox)
 
@@ -73,7 +74,7 @@ class Node:
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    store = await SqliteStore.open(tmp_path / "s.db", migrations=[MigrationSet("forebay", files("forebay.migrations"))])
+    store = await open_store(tmp_path / "s.db", [MigrationSet("forebay", files("forebay.migrations"))])
     outbox = Outbox("store-330", "till", LANES)
     await store.write(outbox.bind, "s1")
     yield Node(store, outbox)

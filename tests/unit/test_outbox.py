@@ -17,9 +17,10 @@ from forebay.identity import Place, parse_message_id
 from forebay.lanes import Lane
 from forebay.outbox import MAX_EVENT_BYTES, Draft, Extra, Outbox
 from forebay.protocol.confirmation import ConfirmedBy
-from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.sqlite import MigrationSet
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
+from tests.stores import open_store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LANES = [Lane("ledger", budget="1MiB"), Lane("telemetry", budget=2000)]
@@ -50,9 +51,7 @@ class Node:
         self.outbox = Outbox("store-330", "till", LANES)
 
     async def open(self, store_id: str = "s1") -> Node:
-        self.sqlite = await SqliteStore.open(
-            self.path, migrations=[MigrationSet("forebay", files("forebay.migrations"))]
-        )
+        self.sqlite = await open_store(self.path, [MigrationSet("forebay", files("forebay.migrations"))])
         self.store = UnitStore(self.sqlite, self.outbox)
         self.store_id = await self.sqlite.write(self.outbox.bind, store_id)
         return self

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forebay.cli.databases import databases
-from forebay.cli.settings import data_option, json_option
+from forebay.cli.databases import files
+from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.table import show
+from forebay.errors import ConfigurationError
+from forebay.urls import without_secrets
 
 if TYPE_CHECKING:
     from forebay.backup import Entry
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @data_option("Folder of the databases; their processes may run.")
+@store_option("A PostgreSQL database; its server's own tools back it up.")
 @click.option(
     "--to",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -27,14 +30,18 @@ if TYPE_CHECKING:
 @click.option("--node", help="Back up only this node.")
 @click.option("--service", help="Back up only this service.")
 @json_option
-def backup(data: Path, to: Path, node: str | None, service: str | None, as_json: bool) -> None:
+def backup(data: Path, store: str | None, to: Path, node: str | None, service: str | None, as_json: bool) -> None:
     """Copy the databases of a data folder into an archive.
 
     Each is copied as it stands at one moment, with checksum, while its process goes on.
     """
     from forebay.backup import back_up
 
-    found = [each.path for each in databases(data, node, service)]
+    if store is not None:
+        raise ConfigurationError(
+            f"{without_secrets(store)} is not backed up by this command", hint="use pg_dump, or the server's archiving"
+        )
+    found = [each.path for each in files(data, node, service)]
     _show(back_up(data, found, to), as_json=as_json)
 
 

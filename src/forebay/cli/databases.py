@@ -5,25 +5,70 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from forebay.errors import ConfigurationError, StoreError
+from forebay.intent_box import leave_file
+from forebay.stores import postgres_store
 from forebay.transaction import Transaction
 
 T = TypeVar("T")
+
+STORE = "The PostgreSQL database of core services, instead of a data folder."
+"""What the option ``--store`` means to the commands that read."""
 
 DATA = "Folder of the databases, as `forebay up` and `forebay run` have it."
 """What the option ``--data`` means to the commands that read."""
 
 
-class Found(NamedTuple):
-    """One service's database in a data folder."""
+class Found(Protocol):
+    """One service's database, wherever it is."""
+
+    @property
+    def node(self) -> str:
+        """The node that it belongs to."""
+        ...
+
+    @property
+    def service(self) -> str:
+        """The service that it belongs to."""
+        ...
+
+    @property
+    def reads(self) -> bool:
+        """Whether its service has ever read a stream."""
+        ...
+
+    @property
+    def http(self) -> str | None:
+        """Where the process that has it open answers HTTP, as ``host:port``; None where that is not known."""
+        ...
+
+    def rows(self, statement: str, /, **params: Any) -> list[dict[str, Any]]:
+        """Run a query on a snapshot. Raises ``StoreError``."""
+        ...
+
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table of this name."""
+        ...
+
+    def read(self, query: Callable[[Transaction], T]) -> T | None:
+        """Run a query function of the engine on a snapshot; None without its tables. Raises ``StoreError``."""
+        ...
+
+    def leave(self, intent: bytes) -> str:
+        """Leave an intent for the process that reads; return its name."""
+        ...
+
+
+class FoundFile(NamedTuple):
+    """One service's database in a data folder; see ``Found``."""
 
     node: str
     service: str
     path: Path
 
-    def rows(self, sql: str, **params: Any) -> list[dict[str, Any]]:
+    def rows(self, sql: str, /, **params: Any) -> list[dict[str, Any]]:
         """Run a query on a read-only connection; no rows where the engine's tables are not there yet.
 
         Raises:
@@ -44,6 +89,22 @@ class Found(NamedTuple):
     def reads(self) -> bool:
         """Whether its service has ever read a stream."""
         return bool(self.rows("select 1 from forebay_position limit 1"))
+
+    @property
+    def http(self) -> str | None:
+        """Where the process that has it open answers HTTP."""
+        from forebay.sqlite.lock import holder_of
+
+        holder = holder_of(self.path)
+        return holder.address or None if holder is not None else None
+
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table of this name."""
+        return bool(self.rows("select 1 from sqlite_master where name = :name", name=name))
+
+    def leave(self, intent: bytes) -> str:
+        """Leave an intent for the process that has it open. Raises ``ConfigurationError``."""
+        return leave_file(self.path, intent)
 
     def read(self, query: Callable[[Transaction], T]) -> T | None:
         """Run a query function of the engine on a read-only connection; None where the tables are not there yet.
@@ -66,7 +127,7 @@ class Found(NamedTuple):
             connection.close()
 
 
-def databases(data: Path, node: str | None = None, service: str | None = None) -> Iterator[Found]:
+def files(data: Path, node: str | None = None, service: str | None = None) -> Iterator[FoundFile]:
     """Yield the databases of a data folder, the edge nodes' first, of one node or service where one is named.
 
     Raises:
@@ -75,6 +136,24 @@ def databases(data: Path, node: str | None = None, service: str | None = None) -
     if not data.is_dir():
         raise ConfigurationError(f"there is no data folder {data}", hint="give --data or FOREBAY_DATA")
     for path in [*sorted(data.glob("nodes/*/*.db")), *sorted(data.glob("core/*.db"))]:
-        found = Found(path.parent.name, path.stem, path)
+        found = FoundFile(path.parent.name, path.stem, path)
         if node in (None, found.node) and service in (None, found.service):
             yield found
+
+
+def databases(
+    data: Path, node: str | None = None, service: str | None = None, *, store: str | None = None
+) -> Iterator[Found]:
+    """Yield the databases of a data folder, or of a PostgreSQL database where ``store`` is its URL.
+
+    Raises:
+        ConfigurationError: there is none.
+        StoreError: the server does not answer.
+    """
+    if store is None:
+        yield from files(data, node, service)
+    else:
+        postgres_store()  # says what to install, where it is missing
+        from forebay.cli.schemas import schemas
+
+        yield from schemas(store, node, service)

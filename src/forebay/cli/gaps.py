@@ -8,9 +8,9 @@ from typing import Any
 import click
 import msgspec
 
-from forebay.cli.databases import DATA, databases
+from forebay.cli.databases import DATA, STORE, databases
 from forebay.cli.intents import one_database, request
-from forebay.cli.settings import data_option, json_option
+from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.table import show
 from forebay.gaps import holes, recorded
 from forebay.intents import CloseHole
@@ -29,15 +29,18 @@ def gaps() -> None:
 
 @gaps.command()
 @data_option(DATA)
+@store_option(STORE)
 @click.option("--service", help="Show only what this consumer lacks; a consumer is named as its service.")
 @click.option("--origin", help="Show only what is missing of this node.")
 @click.option("--kind", type=click.Choice(KINDS), help="Show only these.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Gaps and drops per consumer.")
 @json_option
-def ls(data: Path, service: str | None, origin: str | None, kind: str | None, limit: int, as_json: bool) -> None:
+def ls(
+    data: Path, store: str | None, service: str | None, origin: str | None, kind: str | None, limit: int, as_json: bool
+) -> None:
     """List open holes, and the gaps and drops on record, the latest first."""
     rows: list[dict[str, Any]] = []
-    for found in databases(data, service=service):
+    for found in databases(data, service=service, store=store):
         missing = found.read(lambda tx: [*holes(tx, origin), *recorded(tx, origin, limit=limit)])
         rows += [
             {"consumer": found.service, **msgspec.structs.asdict(each)}
@@ -52,16 +55,25 @@ def ls(data: Path, service: str | None, origin: str | None, kind: str | None, li
 @click.argument("first", type=click.IntRange(1))
 @click.argument("last", type=click.IntRange(1))
 @data_option(DATA)
+@store_option(STORE)
 @click.option("--service", help="The consumer that waits; needed where several consumers share the data folder.")
 @click.option("--origin", required=True, help="The node whose events are missing.")
 @click.option("--origin-service", required=True, help="The service on it that wrote them.")
 @click.option("--reason", required=True, help="Why they will never come; it stays on record with the gap.")
 def close(
-    epoch: str, first: int, last: int, data: Path, service: str | None, origin: str, origin_service: str, reason: str
+    epoch: str,
+    first: int,
+    last: int,
+    data: Path,
+    store: str | None,
+    service: str | None,
+    origin: str,
+    origin_service: str,
+    reason: str,
 ) -> None:
     """Close the hole FIRST to LAST of EPOCH: what waits behind it takes effect.
 
     Do it only where the events will never come, because the node's disk is gone, say: a late arrival is parked.
     """
-    found = one_database(data, service)
+    found = one_database(data, service, store)
     request(found, CloseHole(origin, origin_service, epoch, first, last, reason))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from forebay.cli.databases import DATA, databases
-from forebay.cli.settings import data_option, json_option
+from forebay.cli.databases import DATA, STORE, databases
+from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.table import show
 from forebay.expiring import expired
 
@@ -27,10 +27,11 @@ def inbox() -> None:
 
 @inbox.command()
 @data_option(DATA)
+@store_option(STORE)
 @click.option("--service", help="Show only this consumer; a consumer is named as its service.")
 @click.option("--origin", help="Show only how far the events of this node are.")
 @json_option
-def ls(data: Path, service: str | None, origin: str | None, as_json: bool) -> None:
+def ls(data: Path, store: str | None, service: str | None, origin: str | None, as_json: bool) -> None:
     """List how far the consumers are.
 
     For each epoch of each origin: all events up to the watermark are passed, those that are held wait for an earlier
@@ -38,7 +39,7 @@ def ls(data: Path, service: str | None, origin: str | None, as_json: bool) -> No
     """
     rows = [
         {"consumer": found.service, **row}
-        for found in databases(data, service=service)
+        for found in databases(data, service=service, store=store)
         for row in found.rows(_EPOCHS)
         if origin in (None, row["origin_node"])
     ]

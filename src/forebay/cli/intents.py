@@ -6,33 +6,35 @@ import time
 from pathlib import Path
 
 import click
+import msgspec
 
 from forebay.cli.databases import Found, databases
 from forebay.errors import ConfigurationError
-from forebay.intents import Intent, leave
+from forebay.intents import Intent
 
 WAIT = 10.0
 """Seconds for which a command waits for the outcome."""
 
 
-def one_database(data: Path, service: str | None) -> Found:
+def one_database(data: Path, service: str | None, store: str | None) -> Found:
     """Return the database that a command means.
 
     Raises:
         ConfigurationError: none or several are meant.
     """
-    found = [each for each in databases(data, service=service) if each.reads]
+    found = [each for each in databases(data, service=service, store=store) if each.reads]
     if len(found) == 1:
         return found[0]
+    where = data if store is None else "the database"
     names = ", ".join(sorted({each.service for each in found}))
     if not found:
-        raise ConfigurationError(f"no consumer {service or ''} in {data}".replace("  ", " "))
-    raise ConfigurationError(f"several consumers are in {data}: {names}", hint="choose one with --service")
+        raise ConfigurationError(f"no consumer {service or ''} in {where}".replace("  ", " "))
+    raise ConfigurationError(f"several consumers are in {where}: {names}", hint="choose one with --service")
 
 
 def request(found: Found, intent: Intent) -> None:
     """Leave an intent and say what became of it; say that it waits where no process takes it in time."""
-    name = leave(found.path, intent)
+    name = found.leave(msgspec.json.encode(intent))
     limit = time.monotonic() + WAIT
     while time.monotonic() < limit:
         rows = found.rows("select outcome from forebay_intent where id = :id", id=name)

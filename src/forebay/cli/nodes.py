@@ -124,7 +124,7 @@ def rm(name: str, reason: str, data: Path, url: str) -> None:
     deleted = run_requests(url, lambda request: unregister(request, name, reason))
     click.echo(f"{name} is removed; it took commands for {', '.join(each.service for each in deleted)}")
     for found in databases(data) if data.is_dir() else ():
-        if found.path.parent.name == "core":
+        if found.node == CORE:
             click.echo(f"{found.service}: ", nl=False)
             ask(found, RemoveNode(name, reason))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from forebay.cli.databases import DATA, databases
+from forebay.cli.databases import DATA, STORE, databases
 from forebay.cli.lanes import in_one_line, lanes
-from forebay.cli.settings import data_option, json_option
+from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.status import status
 from forebay.cli.table import show
 from forebay.errors import ForebayError, HeaderError
@@ -24,7 +24,7 @@ _EVENTS = """
 
 _EVENT = """
     select e.epoch || '-' || r.sequence as message_id, o.lane, o.destination, e.prev, r.type, r.key, r.time,
-      r.cause, r.extra, r.written_at, r.bytes, cast(r.body as text) as body
+      r.cause, r.extra, r.written_at, r.bytes, r.body
     from forebay_outbox r join forebay_epoch e on e.id = r.epoch join forebay_origin o on o.id = e.origin
     where e.epoch = :epoch and r.sequence = :sequence"""
 
@@ -39,6 +39,7 @@ def outbox() -> None:
 
 @outbox.command()
 @data_option(DATA)
+@store_option(STORE)
 @click.option("--node", help="Show only this node.")
 @click.option("--service", help="Show only this service.")
 @click.option(
@@ -49,7 +50,7 @@ def outbox() -> None:
     help="List the newest N events of each outbox instead of its lanes.",
 )
 @json_option
-def ls(data: Path, node: str | None, service: str | None, events: int, as_json: bool) -> None:
+def ls(data: Path, store: str | None, node: str | None, service: str | None, events: int, as_json: bool) -> None:
     """List what the outboxes hold.
 
     For each lane, and each destination (<node>/<service>) of its commands: the events written, freed after
@@ -57,7 +58,7 @@ def ls(data: Path, node: str | None, service: str | None, events: int, as_json: 
     pending, missed, dropped and withheld, as it last stood.
     """
     rows: list[dict[str, Any]] = []
-    for found in databases(data, node, service):
+    for found in databases(data, node, service, store=store):
         listed = found.rows(_EVENTS, limit=events) if events else lanes(found)
         if not (events or as_json):
             listed = [in_one_line(lane) for lane in listed]
@@ -68,8 +69,9 @@ def ls(data: Path, node: str | None, service: str | None, events: int, as_json: 
 @outbox.command("show")
 @click.argument("message_id")
 @data_option(DATA)
+@store_option(STORE)
 @json_option
-def show_event(message_id: str, data: Path, as_json: bool) -> None:
+def show_event(message_id: str, data: Path, store: str | None, as_json: bool) -> None:
     """Show one event: all that its outbox holds of it.
 
     MESSAGE_ID is <epoch>-<sequence>, as the services answer it.
@@ -77,8 +79,9 @@ def show_event(message_id: str, data: Path, as_json: bool) -> None:
     identity = parse_message_id(message_id)
     if identity is None:
         raise HeaderError(f"{message_id!r} is not <epoch>-<sequence>")
-    for found in databases(data):
+    for found in databases(data, store=store):
         for row in found.rows(_EVENT, epoch=identity.epoch, sequence=identity.first):
+            row["body"] = row["body"].decode(errors="replace")
             whole = {"node": found.node, "service": found.service, **_readable(row)}
             _show_one(whole, as_json=as_json)
             return

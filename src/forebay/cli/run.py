@@ -7,8 +7,9 @@ from pathlib import Path
 
 import anyio
 import click
+from click.core import ParameterSource
 
-from forebay.cli.settings import DEFAULT_NATS, BrokerUrls, Duration, data_option
+from forebay.cli.settings import DEFAULT_NATS, BrokerUrls, Duration, data_option, store_option
 from forebay.cli.size import Size
 from forebay.errors import ConfigurationError
 from forebay.identity import CORE
@@ -35,6 +36,11 @@ LEVELS = ("debug", "info", "warning", "error")
     help="Name of the core's node: it alone sends commands, and other nodes take them from it alone.",
 )
 @data_option("Folder of the databases: nodes/<node>/<service>.db, or core/<service>.db for the node core.")
+@store_option(
+    "A PostgreSQL database for core services, postgresql://user@host:5432/database: each has a schema of its own in it,"
+    " and several processes may share it. The password is better in PGPASSWORD, ~/.pgpass or FOREBAY_STORE, where no"
+    " list of processes shows it.  [default: SQLite files in --data]"
+)
 @click.option(
     "--nats",
     type=BrokerUrls(),
@@ -102,6 +108,7 @@ def run(
     node: str | None,
     core: str,
     data: Path,
+    store: str | None,
     nats: str,
     host: str,
     port: int,
@@ -130,10 +137,18 @@ def run(
                 hint="give --node or FOREBAY_NODE, such as store-330",
             )
         node = core
+    if store is not None and not set(services) <= set(project.core):
+        if click.get_current_context().get_parameter_source("store") is not ParameterSource.DEFAULT_MAP:
+            raise ConfigurationError(
+                "an edge node keeps its events in SQLite files: --store (FOREBAY_STORE) is for core services",
+                hint="run the services that forebay.toml names as core in a process of their own",
+            )
+        store = None  # [run] speaks to all processes of the project
     config = ProcessConfig(
         node=node,
         core=core,
         data=data,
+        store=store,
         nats=nats,
         host=host,
         port=port,

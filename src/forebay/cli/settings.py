@@ -18,6 +18,7 @@ import click
 from forebay.errors import ConfigurationError
 from forebay.jetstream.topology.units import SECOND, parse_duration
 from forebay.project import FILE, Project
+from forebay.urls import is_postgres, without_secrets
 
 if TYPE_CHECKING:
     FloatType = click.ParamType[float]
@@ -62,10 +63,30 @@ class BrokerUrls(TextType):
         urls = [url.strip() for url in str(value).split(",") if url.strip()]
         for url in urls:
             if not _is_broker(url):
-                self.fail(f"{_without_secrets(url)!r} is not a broker's URL; write nats://host:port", param, ctx)
+                self.fail(f"{without_secrets(url)!r} is not a broker's URL; write nats://host:port", param, ctx)
         if not urls:
             self.fail("no broker is named; write nats://host:port", param, ctx)
         return ",".join(urls)
+
+
+class StoreUrl(TextType):
+    """The URL of a PostgreSQL database; never shown with its password."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the URL as it was written."""
+        if not is_postgres(str(value)):
+            shown = without_secrets(str(value))
+            self.fail(f"{shown!r} is not a PostgreSQL URL; write postgresql://user@host:5432/database", param, ctx)
+        return str(value)
+
+
+def store_option(text: str) -> Callable[[F], F]:
+    """Return the option ``--store``. Its default is not shown in the help: there may be a password in it."""
+    return click.option(
+        "--store", type=StoreUrl(), envvar="FOREBAY_STORE", show_envvar=True, show_default=False, help=text
+    )
 
 
 def data_option(text: str) -> Callable[[F], F]:
@@ -94,9 +115,13 @@ def defaults_of(project: Project, command: click.Command) -> dict[str, Any]:
     """
     name = command.name or ""
     if isinstance(command, click.Group):
-        data = [_table(project, table).get("data") for table in (name, "up", "run")]
-        known = next((each for each in data if each is not None), None)
-        return {} if known is None else {each: {"data": known} for each in command.commands}
+        known: dict[str, Any] = {}
+        for setting in ("data", "store"):
+            said = [_table(project, table).get(setting) for table in (name, "up", "run")]
+            value = next((each for each in said if each is not None), None)
+            if value is not None:
+                known[setting] = value
+        return {each: dict(known) for each in command.commands} if known else {}
     table = _table(project, name)
     settings = {
         option.removeprefix("--"): parameter.name
@@ -132,8 +157,3 @@ def _is_broker(url: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in _SCHEMES and bool(parts.hostname) and " " not in url and port != 0
-
-
-def _without_secrets(url: str) -> str:
-    scheme, _, rest = url.rpartition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else rest.rpartition("@")[2]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from forebay.cli.databases import DATA, Found, databases
-from forebay.cli.settings import Duration, data_option, json_option
+from forebay.cli.databases import DATA, STORE, Found, databases
+from forebay.cli.settings import Duration, data_option, json_option, store_option
 from forebay.cli.table import show
 from forebay.errors import ForebayError
 
@@ -37,8 +37,11 @@ _LANES = """
     from forebay_origin o left join forebay_epoch e on e.origin = o.id left join forebay_outbox r on r.epoch = e.id
     where o.destination = '' or o.bytes > 0 group by o.id order by o.destination, o.id"""
 
-_SALVAGES = "select 1 from sqlite_master where name = 'forebay_lost'"
 _LOST = "select lane, sum(last - first + 1) as events from forebay_lost group by lane"
+
+
+_At = tuple[str, str, str, str]
+"""A node, a service, a lane, the destination of its commands."""
 
 
 class _Live(NamedTuple):
@@ -52,6 +55,7 @@ class _Live(NamedTuple):
 
 @click.command()
 @data_option(DATA)
+@store_option(STORE)
 @click.option("--node", help="Show only this node.")
 @click.option("--service", help="Show only this service.")
 @click.option(
@@ -64,7 +68,13 @@ class _Live(NamedTuple):
 @json_option
 @click.pass_obj
 def status(
-    project: Project | None, data: Path, node: str | None, service: str | None, measure: float, as_json: bool
+    project: Project | None,
+    data: Path,
+    store: str | None,
+    node: str | None,
+    service: str | None,
+    measure: float,
+    as_json: bool,
 ) -> None:
     """Show how full the lanes are and how long they last.
 
@@ -72,16 +82,16 @@ def status(
     watched. days_left: the room that is left in the budget, at the rate at which what is on the disk was written; what
     drains meanwhile makes it longer. lost: events that a damaged disk took.
     """
-    found = [each for each in databases(data, node, service) if each.rows(_LANES)]
+    found = [each for each in databases(data, node, service, store=store) if each.rows(_LANES)]
     before = _ask(found)
     if before and measure:
         time.sleep(measure)
     after = _ask(found) if before and measure else before
     rows = []
     for each in found:
-        lost = {row["lane"]: row["events"] for row in each.rows(_LOST)} if each.rows(_SALVAGES) else {}
+        lost = {row["lane"]: row["events"] for row in each.rows(_LOST)} if each.has_table("forebay_lost") else {}
         for lane in each.rows(_LANES):
-            at = (each.path, lane["lane"], lane["destination"])
+            at = (each.node, each.service, lane["lane"], lane["destination"])
             budget = after[at].budget if at in after else _declared(project, each.service, lane["lane"])
             rows.append(
                 {"node": each.node, "service": each.service, **_row(lane, before.get(at), after.get(at), budget)}
@@ -118,20 +128,18 @@ def _drains_in(pending: int, before: _Live | None, after: _Live | None) -> float
     return round(pending / slowest, 1) if slowest > 0 else None
 
 
-def _ask(found: Iterable[Found]) -> dict[tuple[Path, str, str], _Live]:
+def _ask(found: Iterable[Found]) -> dict[_At, _Live]:
     """Ask each process once for the lanes of its services."""
-    from forebay.sqlite.lock import holder_of
-
     answers: dict[str, str] = {}
-    lanes: dict[tuple[Path, str, str], _Live] = {}
+    lanes: dict[_At, _Live] = {}
     for each in found:
-        holder = holder_of(each.path)
-        if holder is None or not holder.address:
+        address = each.http
+        if address is None:
             continue
-        if holder.address not in answers:
-            answers[holder.address] = _metrics(holder.address)
-        for (lane, destination), live in _read(answers[holder.address], each.service).items():
-            lanes[each.path, lane, destination] = live
+        if address not in answers:
+            answers[address] = _metrics(address)
+        for (lane, destination), live in _read(answers[address], each.service).items():
+            lanes[each.node, each.service, lane, destination] = live
     return lanes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import click
 
-from forebay.cli.settings import BrokerUrls, data_option
+from forebay.cli.settings import BrokerUrls, data_option, store_option
 from forebay.errors import ConfigurationError
 from forebay.identity import checked_name
 from forebay.project import FILE, Project
@@ -43,8 +43,12 @@ MAX_NODES = 100
     show_envvar=True,
     help="URLs of a broker that runs already, by comma.  [default: a nats-server is started]",
 )
+@store_option(
+    "A PostgreSQL database for the core services, postgresql://user@host:5432/database.  [default: SQLite files in"
+    " --data]"
+)
 @click.pass_obj
-def up(project: Project, data: Path, port: int, nodes: str, nats: str | None) -> None:
+def up(project: Project, data: Path, port: int, nodes: str, nats: str | None, store: str | None) -> None:
     """Run the whole project on this machine.
 
     That is a nats-server, a process per edge node and one for the core, all on 127.0.0.1. Ctrl-C stops them; one that
@@ -63,7 +67,12 @@ def up(project: Project, data: Path, port: int, nodes: str, nats: str | None) ->
             f"there are no services in {project.folder / FILE}", hint='name them: [services] edge = ["edge.till"]'
         )
     config = DemoConfig(
-        data=data.absolute(), port=port, nodes=names, nats=nats, command=[sys.executable, "-m", "forebay"]
+        data=data.absolute(),
+        port=port,
+        nodes=names,
+        nats=nats,
+        command=[sys.executable, "-m", "forebay"],
+        store=store,
     )
     os.umask(0o077)
     anyio.run(Demo(project, config, click.echo).run)

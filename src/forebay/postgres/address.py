@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from forebay.errors import ConfigurationError
-
-SCHEMES = ("postgresql", "postgres")
-
-_SECRETS = frozenset({"password", "sslpassword", "passfile", "sslkey", "oauth_client_secret"})
+from forebay.urls import is_postgres, without_secrets
 
 
 class Address(NamedTuple):
@@ -41,18 +37,13 @@ class Address(NamedTuple):
         return make_conninfo(**{**options, **{name: value for name, value in said.items() if value is not None}})
 
 
-def is_address(text: str) -> bool:
-    """Whether a text is meant to be a PostgreSQL URL."""
-    return text.partition("://")[0].lower() in SCHEMES and "://" in text
-
-
 def parse_address(url: str, schema: str) -> Address:
     """Return the address of a schema in the database of a URL.
 
     Raises:
         ConfigurationError: the text is no PostgreSQL URL.
     """
-    if not is_address(url):
+    if not is_postgres(url):
         raise ConfigurationError(
             f"{without_secrets(url)!r} is not a PostgreSQL URL", hint="write postgresql://user@host:5432/database"
         )
@@ -65,17 +56,3 @@ def parse_address(url: str, schema: str) -> Address:
             hint="write postgresql://user@host:5432/database, special characters of the password as %XX",
         ) from None
     return Address(url, without_secrets(url), schema)
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL without the passwords in it; of what cannot be read, only the part behind the last @."""
-    try:
-        parts = urlsplit(url)
-        user = parts.username
-        query = [(name, value) for name, value in parse_qsl(parts.query, True) if name.lower() not in _SECRETS]
-    except ValueError:
-        scheme, _, rest = url.rpartition("://")
-        return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
-    host = parts.netloc.rpartition("@")[2]
-    netloc = f"{quote(user, safe='%')}@{host}" if user else host
-    return urlunsplit((parts.scheme, netloc, parts.path, urlencode(query, safe="/"), ""))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
-from forebay.errors import StoreClosedError
+from forebay.errors import StoreClosedError, StoreError
 from forebay.postgres.address import Address, parse_address
 from forebay.postgres.migrations import migrate
 from forebay.postgres.readers import Readers
@@ -68,6 +68,11 @@ class PostgresStore:
             store._threads.shutdown(wait=False)
             raise
         return store
+
+    @property
+    def reclaiming(self) -> PostgresStore:
+        """The same store: the server's disk is not ours to look after."""
+        return self
 
     @property
     def collisions(self) -> int:
@@ -133,6 +138,14 @@ class PostgresStore:
     def problem(self) -> str:
         """Return why nothing can be written now; empty while it can."""
         return self._writer.problem
+
+    async def check(self) -> None:
+        """Do nothing: the server checks its pages itself."""
+
+    async def damaged(self) -> StoreError:
+        """Wait for ever: what the server finds damaged fails the units that meet it."""
+        never: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
+        return await never
 
 
 def _nothing(_: Transaction) -> None:

@@ -1,0 +1,7 @@
+-- What a person asks of a consumer's state, left by anyone for the reader to execute (S7); one that cannot be read stays.
+create table forebay_intent_waiting (
+    id text primary key,
+    intent text not null,
+    left_at bigint not null,
+    unreadable bigint not null default 0
+);

@@ -1,0 +1,1 @@
+-- Nothing: one process reads a SQLite database, and intents wait for it in files.
