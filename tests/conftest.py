@@ -1,6 +1,6 @@
 """A real broker per test, and one database server for all of them, each on a free loopback port."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +24,21 @@ async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 def postgres_server() -> PostgresServer:
     """One PostgreSQL for all tests (with xdist: of the worker); they take a database each and leave it running."""
     return stores.server()
+
+
+BOTH = ("tests.integration.test_intake", "tests.unit.test_outbox")
+"""Modules whose tests run on both kinds of store; `make test-postgres` runs all that use ``tests.stores``."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.endswith(BOTH):
+        metafunc.parametrize("store_kind", stores.KINDS, indirect=True, scope="module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def store_kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kind of store that a module's tests run on."""
+    kind = getattr(request, "param", stores.DEFAULT)
+    stores.choose(kind)
+    yield kind
+    stores.choose(stores.DEFAULT)

@@ -58,6 +58,12 @@ def url_of(folder: Path) -> str | None:
     return _database(folder) if on_postgres() else None
 
 
+def forget(folder: Path, schema: str) -> None:
+    """Lose one service's schema in the database that belongs to a folder."""
+    if on_postgres():
+        server().execute(f'drop schema "{schema}" cascade', _database(folder).rpartition("/")[2])
+
+
 async def open_store(path: Path, migrations: Sequence[MigrationSet]) -> AnyStore:
     """Open the store that belongs to a path."""
     if not on_postgres():

@@ -69,13 +69,13 @@ class Answering:
         if self._offsets is not None:
             await self._offsets.told(node, question.clock_offset)
         consumer, partition = self._consumer, partition_of(node, PARTITIONS)
-        state = await self._stream()
+        state, turns = await self._stream(), consumer.turns
         # What the reader has read and committed is worth nothing in a stream that took the place of the one it reads.
         at_end = consumer.incarnation == state.created and await consumer.at_end(partition)
         statements = [Statement(node, said, state.created, state.last) for said in question.origins]
         # Where the reader stands, not what the database says: in a stream that went back that may not stand any more.
         position = consumer.committed.get(partition, 0) if consumer.incarnation == state.created else 0
-        epochs = await self._settled(statements, partition, at_end=at_end)
+        epochs, at_end = await self._settled(statements, partition, turns, at_end=at_end)
         return Answer(
             v=VERSION,
             consumer=consumer.name,
@@ -88,14 +88,20 @@ class Answering:
             confirmed_by=parse(state.metadata.get(KEY)),
         )
 
-    async def _settled(self, statements: list[Statement], partition: int, *, at_end: bool) -> dict[str, EpochAnswer]:
-        """Return how far the epochs are that were asked about, and act on what was said of them beside."""
+    async def _settled(
+        self, statements: list[Statement], partition: int, turns: int, *, at_end: bool
+    ) -> tuple[dict[str, EpochAnswer], bool]:
+        """Return how far the epochs are that were asked about, and act on what was said of them beside.
+
+        ``at_end`` is worth nothing, and returned as such, where the consumer has turned back since.
+        """
         epochs, telling = await self._store.read(self._passed, statements)
+        at_end = at_end and self._consumer.turns == turns
         for statement in telling:
             ready = self._closing.heard(statement, partition, at_end=at_end)
             if ready is not None:
                 self._responder.beside(partial(self._close, ready, partition))
-        return epochs
+        return epochs, at_end
 
     @staticmethod
     def _passed(tx: Transaction, statements: list[Statement]) -> tuple[dict[str, EpochAnswer], list[Statement]]:

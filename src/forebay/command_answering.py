@@ -52,12 +52,12 @@ class CommandAnswering(Answering):
         question = _question.decode(request.body)
         if question.incarnation is None or question.stream_end is None:
             raise MessageError("a question about commands says how their stream stands, this one does not")
-        consumer, end = self._consumer, question.stream_end
+        consumer, end, turns = self._consumer, question.stream_end, self._consumer.turns
         mine = consumer.incarnation == question.incarnation
         at_end = mine and await consumer.at_end(0)
         statements = [Statement(self._core, said, question.incarnation, end) for said in question.origins]
         position = consumer.committed.get(0, 0) if mine else 0
-        epochs = await self._settled(statements, 0, at_end=at_end)
+        epochs, at_end = await self._settled(statements, 0, turns, at_end=at_end)
         return Answer(
             v=VERSION,
             consumer=consumer.name,

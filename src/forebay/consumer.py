@@ -54,6 +54,7 @@ class Consumer:
         committing: what its events go through.
         problem: why nothing is read at the moment, in a sentence; None while it reads.
         committed: the last stream sequence committed per partition since the durables were set.
+        turns: how often it went back in the stream, or began anew; what was known of its reading before is void then.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Consumer:
         self._rewinds: dict[int, tuple[Position, Callable[[UnitOfWork], None]]] = {}
         self.incarnation: str | None = None
         self.committed: dict[int, int] = {}
+        self.turns = 0
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Read until cancelled; the transaction under way is finished and acknowledged first."""
@@ -151,6 +153,7 @@ class Consumer:
         _check_stream(state)
         self.incarnation = state.created
         self._broken = None
+        self.turns += 1
         self.committed.clear()
         positions = await self._store.read(positions_of, self.stream)
         await self._store.write(forget_foreign, state.first, FOREIGN_KEPT)
@@ -272,6 +275,9 @@ class Consumer:
         ``also`` runs in the transaction that sets the position.
         """
         self._rewinds[partition] = (position, also)
+        # At once: what it had read counts no more, also for questions that are being answered now.
+        self.turns += 1
+        self.committed.pop(partition, None)
         self._wakened.set()
 
     def look_again(self) -> None:
@@ -298,7 +304,8 @@ class Consumer:
     def _acknowledge(self, batch: list[tuple[int, Pulled]]) -> None:
         last = dict(batch)  # the last of each partition: ack_policy all
         for partition, pulled in last.items():
-            self.committed[partition] = pulled.stream_sequence
+            if partition not in self._rewinds:
+                self.committed[partition] = pulled.stream_sequence
             pull = self._pulls.get(partition)
             if pull is not None and self._broken is None:
                 pull.acknowledge(pulled)

@@ -131,13 +131,17 @@ async def serving(
     folder: Path,
     *,
     node: str = NODE,
-    schema: str = "",
+    schema: str | Path = "",
     grace: float = GRACE,
     prepare: Callable[[RunningService], None] = lambda _: None,
 ) -> AsyncIterator[RunningService]:
-    """Run one service as a process does; ``prepare`` may change its parts before they start."""
-    migrations = folder / f"{declared.name}-migrations" if schema else None
-    if migrations is not None:
+    """Run one service as a process does.
+
+    ``schema`` is the tables of its own, or the folder of its migrations; ``prepare`` may change its parts before they
+    start.
+    """
+    migrations = schema if isinstance(schema, Path) else folder / f"{declared.name}-migrations" if schema else None
+    if migrations is not None and isinstance(schema, str):
         migrations.mkdir(parents=True, exist_ok=True)
         for ending, text in written_for(schema).items():
             (migrations / f"0001_{declared.name}.{ending}").write_text(text)

@@ -13,6 +13,7 @@ from forebay.identity import Place
 from forebay.protocol.confirmation import ChainLink, OriginQuestion
 from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
+from tests.stores import written_for
 
 SCHEMA = "create table effect (id integer primary key autoincrement, n integer not null);"
 OLDER = f"{0:032x}"
@@ -35,7 +36,8 @@ HANDLERS.add(Rung, rung, batch=False)
 async def core(tmp_path: Path) -> AsyncIterator[Core]:
     migrations = tmp_path / "migrations"
     migrations.mkdir()
-    (migrations / "0001_effect.sql").write_text(SCHEMA)
+    for ending, text in written_for(SCHEMA).items():
+        (migrations / f"0001_effect.{ending}").write_text(text)
     async with opened(tmp_path / "sales.db", "sales", HANDLERS, [MigrationSet("sales", migrations)]) as core:
         yield core
 
@@ -90,9 +92,10 @@ async def test_what_waits_in_the_parking_of_an_abandoned_branch_no_longer_blocks
         lambda tx: tx.execute(
             "insert into forebay_parked (digest, reason, detail, subject, headers, body, node, service, lane, epoch,"
             " sequence, message_id, key, stream_sequence, parked_at, alone, attempts, retry_at) values ('d', 'handler',"
-            " '', '', '{\"forebay-cause\":\"x\"}', x'',"
+            " '', '', '{\"forebay-cause\":\"x\"}', :body,"
             " 'store-330', 'till', 'ledger', :epoch, 3, 'm', 'a', 1, 1, 0, 1, 1)",
             epoch=OLD,
+            body=b"",
         )
     )
     await core.take([caused(stream, n, n) for n in (3,)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,8 +22,9 @@ from forebay.jetstream.connection import Connection
 from forebay.jetstream.streams import stream_state
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
+from forebay.unit_of_work import UnitStore
 from forebay.withholding import withhold
-from tests.integration.rig import NODE, NOTES, apply, connected, eventually, note, numbers, serving, until
+from tests.integration.rig import NOTES, apply, connected, eventually, note, numbers, rows, serving, until
 
 BUDGET = 20_000
 
@@ -180,7 +180,7 @@ async def test_the_books_balance_whatever_happens_to_the_broker_and_the_link_o3(
             await nats_server.start()
             await until(lambda: read > 100, 20)
             tasks.cancel_scope.cancel()
-        assert totals(tmp_path) == []
+            assert await totals(node.store) == []
 
 
 async def one_step(chance: random.Random, number: int, server: NatsServer, node: RunningService) -> None:
@@ -207,15 +207,12 @@ async def one_step(chance: random.Random, number: int, server: NatsServer, node:
             await node.store.write(withhold, {place: "as if the broker had refused it"}, 0)
 
 
-def totals(folder: Path) -> list[Any]:
+async def totals(store: UnitStore) -> list[Any]:
     """Return the lanes whose counters are not what their tables hold."""
-    connection = sqlite3.connect(folder / NODE / "meter.db")
-    try:
-        return connection.execute(
-            "select * from (select o.lane, o.written - o.confirmed - o.dropped as counted,"
-            " (select count(*) from forebay_outbox r join forebay_epoch e on e.id = r.epoch where e.origin = o.id)"
-            " + (select count(*) from forebay_withheld w join forebay_epoch e on e.id = w.epoch where e.origin = o.id)"
-            " as held from forebay_origin o) where counted <> held"
-        ).fetchall()
-    finally:
-        connection.close()
+    return await rows(
+        store,
+        "select * from (select o.lane, o.written - o.confirmed - o.dropped as counted,"
+        " (select count(*) from forebay_outbox r join forebay_epoch e on e.id = r.epoch where e.origin = o.id)"
+        " + (select count(*) from forebay_withheld w join forebay_epoch e on e.id = w.epoch where e.origin = o.id)"
+        " as held from forebay_origin o) as every where counted <> held",
+    )

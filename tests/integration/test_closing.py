@@ -29,6 +29,7 @@ from forebay.protocol.confirmation import (
 )
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
+from tests import stores
 from tests.integration.rig import (
     NODE,
     NOTES,
@@ -46,9 +47,7 @@ from tests.integration.rig import (
 )
 
 PARTITION = partition_of(NODE)
-ARCHIVE_SCHEMA = "\n".join(
-    path.read_text() for path in sorted((Path(__file__).parents[2] / "core/archive/migrations").glob("*.sql"))
-)
+ARCHIVE_MIGRATIONS = Path(__file__).parents[2] / "core/archive/migrations"
 
 
 def listener() -> Service:
@@ -75,7 +74,7 @@ async def reading(server: NatsServer, folder: Path) -> AsyncIterator[RunningServ
 async def archiving(server: NatsServer, folder: Path) -> AsyncIterator[RunningService]:
     async with (
         connected(server.url, node="core") as connection,
-        serving(archive, connection, folder, node="core", schema=ARCHIVE_SCHEMA) as service,
+        serving(archive, connection, folder, node="core", schema=ARCHIVE_MIGRATIONS) as service,
     ):
         await until(lambda: service.consumer is not None and service.consumer.reading)
         yield service
@@ -124,6 +123,7 @@ async def written_and_freed(server: NatsServer, folder: Path) -> list[str]:
 
 async def forget(folder: Path, service: str) -> None:
     """Lose the database of a core service."""
+    stores.forget(folder / "core", service)
     for path in (folder / "core").glob(f"{service}.db*"):
         path.unlink()
 

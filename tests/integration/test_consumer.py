@@ -140,9 +140,9 @@ async def test_a_handler_that_breaks_a_deferred_constraint_has_its_event_parked_
     """Only COMMIT finds it, and does not say whose it is."""
     audit = Audit(batch=batch)
     schema = (
-        f"{NOTES} create table known (number integer primary key);"
-        "create table strict_note (number integer references known (number) deferrable initially deferred);"
-        "create trigger copied after insert on note begin insert into strict_note values (new.number); end;"
+        "create table known (number integer primary key);"
+        "create table note (id integer primary key, node text not null,"
+        " number integer not null references known (number) deferrable initially deferred);"
     )
     async with (
         two_sides(nats_server, tmp_path, audit) as (core, emitting),

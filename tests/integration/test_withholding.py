@@ -101,6 +101,9 @@ async def test_an_event_above_the_servers_limit_is_withheld_before_it_is_sent_an
             assert await withheld(service) == [2]  # it stays until it is confirmed
 
 
+LEDGER = "select written, confirmed from forebay_origin where lane = 'ledger'"
+
+
 async def test_an_event_above_the_streams_limit_is_sent_again_once_it_is_raised_o4(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -121,7 +124,7 @@ async def test_an_event_above_the_streams_limit_is_sent_again_once_it_is_raised_
             relay_of(service).retry_withheld()
             await until(lambda: relay_of(service).published == 7)
             assert await stored(connection) == [*ids[1:4], *again, *more, ids[0], ids[4]]
-            books = await service.store.read(lambda tx: tx.execute("select written, confirmed from forebay_origin")[0])
+            books = await service.store.read(lambda tx: tx.execute(LEDGER)[0])
             assert (books["written"], books["confirmed"]) == (7, 0)
 
 

@@ -200,7 +200,8 @@ class World:
                 row = tx.execute(f"select bytes, written, confirmed, dropped from forebay_origin {of}", lane=lane)[0]
                 size = tx.execute(
                     "select coalesce(sum(bytes), 0) as size from"
-                    " (select epoch, bytes from forebay_outbox union all select epoch, bytes from forebay_withheld)"
+                    " (select epoch, bytes from forebay_outbox"
+                    " union all select epoch, bytes from forebay_withheld) as every"
                     f" where epoch in (select id from forebay_epoch where origin ="
                     f" (select id from forebay_origin {of}))",
                     lane=lane,

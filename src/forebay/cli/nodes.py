@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from forebay.cli.consumers import nats_option
-from forebay.cli.databases import DATA, databases
+from forebay.cli.databases import DATA, STORE, databases
 from forebay.cli.intents import request as ask
-from forebay.cli.settings import data_option, json_option
+from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.table import show
 from forebay.cli.topology import run_requests
 from forebay.command import destination_of
 from forebay.errors import ConfigurationError
-from forebay.identity import checked_name
+from forebay.identity import CORE, checked_name
 from forebay.intents import RemoveNode
 from forebay.jetstream.topology import Request
 from forebay.jetstream.topology.files import node_template
@@ -67,9 +67,10 @@ def add(project: Project, name: str, services: tuple[str, ...], url: str) -> Non
 
 @nodes.command()
 @data_option(DATA)
+@store_option(STORE)
 @nats_option
 @json_option
-def ls(data: Path, url: str, as_json: bool) -> None:
+def ls(data: Path, store: str | None, url: str, as_json: bool) -> None:
     """List the nodes that are registered, those that were removed, and what waits on this disk for each.
 
     waiting: commands in the stream that the node has not read; unconfirmed: commands in the outboxes of this data
@@ -80,7 +81,7 @@ def ls(data: Path, url: str, as_json: bool) -> None:
         return await registered(request), await removed(request)
 
     here: dict[tuple[str, str], int] = {}
-    for found in databases(data) if data.is_dir() else ():
+    for found in databases(data, store=store) if store or data.is_dir() else ():
         for row in found.rows(_WAITING):
             node, _, service = row["destination"].partition("/")
             here[node, service] = here.get((node, service), 0) + row["commands"]
@@ -112,8 +113,9 @@ def ls(data: Path, url: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--reason", required=True, help="Why it will not come back; it stays on record in the stream.")
 @data_option(DATA)
+@store_option(STORE)
 @nats_option
-def rm(name: str, reason: str, data: Path, url: str) -> None:
+def rm(name: str, reason: str, data: Path, store: str | None, url: str) -> None:
     """Remove node NAME, which will not come back. Stop it first.
 
     Its durables are deleted. In every core service of the data folder, events of the node that others wait for become
@@ -123,7 +125,7 @@ def rm(name: str, reason: str, data: Path, url: str) -> None:
     checked_name(name, "node")
     deleted = run_requests(url, lambda request: unregister(request, name, reason))
     click.echo(f"{name} is removed; it took commands for {', '.join(each.service for each in deleted)}")
-    for found in databases(data) if data.is_dir() else ():
+    for found in databases(data, store=store) if store or data.is_dir() else ():
         if found.node == CORE:
             click.echo(f"{found.service}: ", nl=False)
             ask(found, RemoveNode(name, reason))

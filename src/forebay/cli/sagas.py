@@ -10,8 +10,8 @@ from typing import get_args
 import click
 import msgspec
 
-from forebay.cli.databases import DATA, databases
-from forebay.cli.settings import data_option, json_option
+from forebay.cli.databases import DATA, STORE, databases
+from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.table import show
 from forebay.saga.instances import Instance, Status, listed, load, story
 from forebay.transaction import Transaction
@@ -28,12 +28,21 @@ def sagas() -> None:
 
 @sagas.command()
 @data_option(DATA)
+@store_option(STORE)
 @click.option("--service", help="Show only the sagas of this service.")
 @click.option("--saga", help="Show only the instances of this saga.")
 @click.option("--status", type=click.Choice(get_args(Status)), help="Show only those that stand so.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Instances per service, at most.")
 @json_option
-def ls(data: Path, service: str | None, saga: str | None, status: Status | None, limit: int, as_json: bool) -> None:
+def ls(
+    data: Path,
+    store: str | None,
+    service: str | None,
+    saga: str | None,
+    status: Status | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List instances, those that changed last first."""
     rows = [
         {
@@ -46,7 +55,7 @@ def ls(data: Path, service: str | None, saga: str | None, status: Status | None,
             "started_at": _time(each.started_at),
             "changed_at": _time(each.changed_at),
         }
-        for found in databases(data, service=service)
+        for found in databases(data, service=service, store=store)
         for each in found.read(partial(listed, saga=saga, status=status, limit=limit)) or ()
     ]
     show(rows, as_json=as_json, empty="no saga has begun")
@@ -55,14 +64,17 @@ def ls(data: Path, service: str | None, saga: str | None, status: Status | None,
 @sagas.command(name="show")
 @click.argument("instance")
 @data_option(DATA)
+@store_option(STORE)
 @click.option("--service", help="The service whose saga it is.")
 @click.option("--saga", help="The saga, where several have an instance of that name.")
 @json_option
-def show_one(instance: str, data: Path, service: str | None, saga: str | None, as_json: bool) -> None:
+def show_one(
+    instance: str, data: Path, store: str | None, service: str | None, saga: str | None, as_json: bool
+) -> None:
     """Tell the story of INSTANCE: what moved it, and what it did, step by step."""
     found = [
         (known, told)
-        for each in databases(data, service=service)
+        for each in databases(data, service=service, store=store)
         for known in each.read(partial(_named, instance=instance, saga=saga)) or ()
         for told in [each.read(partial(story, saga=known.saga, instance=instance)) or []]
     ]
