@@ -1,4 +1,4 @@
-"""The stock of a store: what the core may ask of it, and what it answers."""
+"""The stock of a store: what the core may ask of it, what it answers, and what happens to each product."""
 
 from __future__ import annotations
 
@@ -69,3 +69,67 @@ class OrderCollected(Event, service="stock", kind="order-collected", key="order"
 
     order: str
     lines: list[StockLine]
+
+
+# What happens to the stock of one product, in its order: the history from which the node tells what is there.
+
+
+class UnitsReceived(Event, service="stock", kind="units-received", key="product"):
+    """Pieces came in; ``reference`` names the delivery."""
+
+    product: Number
+    quantity: Quantity
+    reference: str
+
+
+class UnitsSold(Event, service="stock", kind="units-sold", key="product"):
+    """Pieces went over the till: a fact, even where there were fewer."""
+
+    product: Number
+    quantity: Number
+    basket: str
+
+
+class UnitsReserved(Event, service="stock", kind="units-reserved", key="product"):
+    """So many pieces are kept for an order; it says how many in all, not how many more."""
+
+    product: Number
+    order: str
+    quantity: Quantity
+    until: Time
+
+
+class UnitsReleased(Event, service="stock", kind="units-released", key="product"):
+    """No pieces are kept for an order any more; ``quantity`` is how many were."""
+
+    product: Number
+    order: str
+    quantity: Quantity
+
+
+class UnitsCollected(Event, service="stock", kind="units-collected", key="product"):
+    """The pieces that were kept for an order left the stock."""
+
+    product: Number
+    order: str
+    quantity: Quantity
+
+
+class UnitsCounted(Event, service="stock", kind="units-counted", key="product"):
+    """Somebody counted: so many pieces are there, whatever was thought; ``reference`` names the count."""
+
+    product: Number
+    counted: Number
+    reference: str
+
+
+class ShortageFound(Event, service="stock", kind="shortage-found", key="product"):
+    """Fewer pieces are there than should be: more are kept for orders than are there, or more were sold than came in.
+
+    It follows the event that brought it about, each time that more pieces are missing than before.
+    """
+
+    product: Number
+    on_hand: int
+    reserved: Number
+    missing: Number

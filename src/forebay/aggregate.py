@@ -99,12 +99,29 @@ class AggregateSpec:
         Raises:
             MessageError: this release does not know it.
         """
-        kind = row["kind"]
+        return self._reader(row["kind"]).decode(row["revision"], row["body"])
+
+    def reread(self, event: Event) -> Event:
+        """Return a new event as it will be read again: what cannot be would make the whole history unreadable.
+
+        Raises:
+            ValueError: it is not an event that is applied here, or not what its own type says.
+        """
+        spec = event.spec
+        fold = self.folds.get(spec.kind)
+        if fold is None or type(event) is not fold.event:
+            raise ValueError(f"aggregate {self.name} does not apply {spec.type}")
+        try:
+            return self._reader(spec.kind).decode(spec.version, msgspec.json.encode(event))
+        except MessageError as error:
+            raise ValueError(f"the event could not be read again: {error}") from error
+
+    def _reader(self, kind: str) -> Reader[Event]:
         if kind not in self.folds:
             raise MessageError(f"nothing here applies events of kind {kind!r}")
         if kind not in self._readers:  # made late: upcasters are declared behind both versions
             self._readers[kind] = Reader(self.folds[kind].event)
-        return self._readers[kind].decode(row["revision"], row["body"])
+        return self._readers[kind]
 
     def snapshot_schema(self, state: type[msgspec.Struct]) -> str:
         """Name what the type's snapshots depend on; see ``snapshot.schema_of``."""
@@ -265,7 +282,7 @@ def append(
 
     Raises:
         VersionConflictError: other events were recorded since it was loaded, or it is not its latest state.
-        ValueError: an event is not the aggregate's, or ``time`` has no offset.
+        ValueError: an event is not the aggregate's or could not be read again, or ``time`` has no offset.
         EventTooLargeError, BudgetSpentError, ConfigurationError: see ``Outbox.append``. Let them out of the unit of
             work: events before the one that failed are recorded.
     """
@@ -348,10 +365,8 @@ def _states(aggregate: A, of: Instance, events: Iterable[Event]) -> list[A]:
     """Fold new events before anything is written, so that a fold that fails leaves nothing behind."""
     states: list[A] = []
     state = aggregate
-    for event in events:
-        fold = aggregate.spec.folds.get(event.spec.kind)
-        if fold is None or type(event) is not fold.event:
-            raise ValueError(f"aggregate {aggregate.spec.name} does not apply {event.spec.type}")
+    for new in events:
+        event = aggregate.spec.reread(new)
         if key_of(event) != aggregate.id:
             raise ValueError(f"{event.spec.type} has the key {key_of(event)!r} and was appended to {of}")
         state = _applied(state, event, state.version + 1)

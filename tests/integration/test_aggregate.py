@@ -361,6 +361,7 @@ async def test_a_history_that_this_release_cannot_read_is_an_error_that_names_th
     [
         (Filled(barrel="b2", litres=1), "the key 'b2'"),
         (FilledV1(barrel="b1", gallons=1), "does not apply cellar.filled.v1"),
+        (Filled(barrel="b1", litres="many"), "could not be read again"),  # type: ignore[arg-type]
     ],
 )
 async def test_an_event_that_is_not_the_aggregates_is_refused(store: UnitStore, event: Event, words: str) -> None:

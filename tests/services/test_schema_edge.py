@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from edge.coldchain import app as coldchain_app
 from edge.gateway import app as gateway_app
+from edge.stock import app as stock_app
 from edge.till import app as till_app
 from forebay import Service, UnitStore
 from tests.services.conftest import application, open_store, served_over_http
@@ -40,6 +41,7 @@ def edge_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             (till_app, till_app.till),
             (gateway_app, gateway_app.gateway),
             (coldchain_app, coldchain_app.coldchain),
+            (stock_app, stock_app.stock),
         ):
             store, outbox = await open_store(stack, service, module, folder)
             served.append((service, UnitStore(store, outbox), {}))
@@ -69,6 +71,14 @@ def document(edge_url: str) -> schemathesis.BaseSchema:
         ("/coldchain/limits", "POST", GenerationMode.POSITIVE),
         ("/coldchain/fridges/{fridge}", "GET", GenerationMode.POSITIVE),
         ("/coldchain/alarms", "GET", GenerationMode.NEGATIVE),
+        ("/stock/receipts", "POST", GenerationMode.POSITIVE),
+        ("/stock/counts", "POST", GenerationMode.NEGATIVE),
+        ("/stock/reservations", "POST", GenerationMode.POSITIVE),
+        ("/stock/releases", "POST", GenerationMode.POSITIVE),
+        ("/stock/orders/{order}", "GET", GenerationMode.POSITIVE),
+        ("/stock/products/{product}", "GET", GenerationMode.POSITIVE),
+        ("/stock/products/{product}", "GET", GenerationMode.NEGATIVE),
+        ("/stock/products/{product}/history", "GET", GenerationMode.NEGATIVE),
     ],
 )
 def test_every_answer_is_as_the_document_says(
