@@ -16,7 +16,7 @@ T = TypeVar("T")
 # No control characters, as in the keys of events; the end is not written as $, which also matches before a line feed.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+(?![\s\S])")]
 # An order stands in a path and in a timer's name: printable ASCII without space and slash.
-Order = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[!-$&-.0-~]+(?![\s\S])")]
+Order = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[!-.0-~]+(?![\s\S])")]
 Lines = Annotated[list[StockLine], msgspec.Meta(min_length=1, max_length=500)]
 
 

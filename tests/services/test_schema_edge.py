@@ -30,6 +30,9 @@ from tests.services.conftest import application, open_store, served_over_http
 Case = schemathesis.Case[Any]
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
+NEED_MORE = {"/stock/reservations", "/stock/releases"}
+"""What is well-formed and refused all the same, since nothing is on the shelves."""
+
 
 @pytest.fixture(scope="module")
 def edge_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -94,5 +97,5 @@ def test_every_answer_is_as_the_document_says(
         case.validate_response(response, checks=CHECKS)
 
     answer()
-    if mode is GenerationMode.POSITIVE and method == "POST":
+    if mode is GenerationMode.POSITIVE and method == "POST" and path not in NEED_MORE:
         assert statuses[201] or statuses[200], f"nothing that was made up was accepted: {statuses}"

@@ -264,7 +264,7 @@ async def test_a_time_without_an_offset_is_refused_by_name(stock: Served) -> Non
 
 async def test_an_order_that_is_not_collected_in_time_is_released(stock: Served) -> None:
     await receive(stock, "D-1", milk=12)
-    await reserve(stock, "o%20/1".replace("/", "-"), milk=8)
+    await reserve(stock, "o%20-1", milk=8)
     await reserve(stock, "o-2", days=3, milk=2)
     await reserve(stock, "o-3", milk=1)
     await post(stock, "collections", request="C-1", order="o-3")
