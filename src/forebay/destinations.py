@@ -92,7 +92,10 @@ class DestinationConfirming(Confirming):
             self._silent.reset()
         except (LinkError, TopologyError) as error:
             if self.away is None:
-                logger.info("confirmation.unanswered", extra={"destination": self.destination, "reason": str(error)})
+                logger.info(
+                    "confirmation.unanswered",
+                    extra={"service": self._outbox.service, "destination": self.destination, "reason": str(error)},
+                )
             self.away = str(error)
             self._next(self._silent.next(), hurried=False)
             return not await self._store.read(self._anything)  # it was removed meanwhile

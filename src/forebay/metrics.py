@@ -75,7 +75,9 @@ class _Snapshot(Collector):
         written = CounterMetricFamily("forebay_outbox_written", "Events written since the store began", labels=labels)
         freed = CounterMetricFamily("forebay_outbox_freed", "Confirmed events freed from the disk", labels=labels)
         size = GaugeMetricFamily("forebay_outbox_bytes", "Bytes that the lane's rows take", labels=labels)
-        budget = GaugeMetricFamily("forebay_outbox_budget_bytes", "Bytes that they may take", labels=labels[:2])
+        budget = GaugeMetricFamily(
+            "forebay_outbox_budget_bytes", "Bytes that they may take", labels=["service", "lane"]
+        )
         dropped = CounterMetricFamily("forebay_outbox_dropped", "Events that the budget pushed out", labels=labels)
         withheld = GaugeMetricFamily("forebay_outbox_withheld", "Events that the broker refuses", labels=labels)
         resent = CounterMetricFamily(

@@ -99,10 +99,15 @@ class Relay:
     def send_again(self, lane: str, epoch: str, ranges: Sequence[Range], destination: str = "") -> None:
         """Send places again, under fresh ids, before anything new of the origin (C2, I4)."""
         if self.states(destination)[lane].missed(epoch, ranges):
-            to = {"destination": destination} if destination else {}
             logger.warning(
                 "relay.repairing",
-                extra={"service": self.service, "lane": lane, "epoch": epoch, "ranges": list(ranges)[:8], **to},
+                extra={
+                    "service": self.service,
+                    "lane": lane,
+                    "destination": destination,
+                    "epoch": epoch,
+                    "ranges": list(ranges)[:8],
+                },
             )
             self.wake()
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from forebay.clock import HybridClock
-from forebay.envelope import Message, decode_message, encode_headers, event_subject, identify
+from forebay.envelope import Message, command_subject, decode_message, encode_headers, event_subject, identify
 from forebay.event import Event
 from forebay.identity import Place, partition_of
 from forebay.jetstream.topology import confirmed_by
@@ -102,6 +102,63 @@ ANSWERED = Answer(
 )
 
 
+COMMAND = Message(
+    message_id=f"{EPOCHS[1]}-2",
+    node="core",
+    service="orders",
+    kind="reserve-stock",
+    id=f"{EPOCHS[1]}-2",
+    source="/core/orders",
+    type="stock.reserve-stock.v1",
+    time=TIME,
+    key="31",
+    attributes={"expirytime": "2026-03-01T12:53:26Z"},
+    lane="ledger",
+    place=Place(EPOCHS[1], 2),
+    prev=Place(EPOCHS[0], 1),
+    hlc=WALL << 16 | 1,
+    cause="019cab1e4c007000800000000000000c-7/orders/0",
+    body=b'{"order":"31","pieces":2}',
+    destination="store-330/stock",
+)
+
+COMMANDS_ASKED = Question(
+    1,
+    [
+        OriginQuestion(
+            service="orders",
+            lane="ledger",
+            chain=[ChainLink(EPOCHS[0], "none")],
+            floor=f"{EPOCHS[0]}-12",
+            forwarded=f"{EPOCHS[0]}-17",
+            stream_sequence=4711,
+        )
+    ],
+    incarnation="2026-01-01T00:00:00.123456789Z",
+    stream_end=4712,
+)
+
+COMMANDS_ANSWERED = Answer(
+    v=1,
+    consumer="stock",
+    store="019cab1e4c0070008000000000000002",
+    clock="2026-03-01T11:53:27.000000Z",
+    incarnation="2026-01-01T00:00:00.123456789Z",
+    stream_end=4712,
+    position=4712,
+    epochs={EPOCHS[0]: EpochAnswer(17)},
+)
+
+
+def test_a_command_is_written_and_read_as_in_the_golden_example_b1() -> None:
+    example = golden("command")
+    assert encode_headers(COMMAND) == example["headers"]
+    assert command_subject(COMMAND.destination, COMMAND.kind) == example["subject"]
+    identity = identify(example["subject"], example["headers"])
+    read = decode_message(identity, example["body"].encode(), datetime(2030, 1, 1, tzinfo=UTC))
+    assert msgspec.structs.replace(read, stored_at=None) == COMMAND
+
+
 def test_an_event_is_written_as_in_the_golden_example() -> None:
     example = golden("event")
     assert encode_headers(MESSAGE) == example["headers"]
@@ -161,7 +218,12 @@ async def test_a_service_that_emits_writes_the_golden_example(tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("confirmation-question", ASKED), ("confirmation-answer", ANSWERED)],
+    [
+        ("confirmation-question", ASKED),
+        ("confirmation-answer", ANSWERED),
+        ("command-question", COMMANDS_ASKED),
+        ("command-answer", COMMANDS_ANSWERED),
+    ],
     ids=lambda one: str(one)[:24],
 )
 def test_a_confirmation_is_written_and_read_as_in_the_golden_example(name: str, value: msgspec.Struct) -> None:
@@ -205,4 +267,5 @@ def test_the_list_of_consumers_is_read_and_written_as_in_the_golden_example_s3()
 
 def test_every_golden_example_is_tested() -> None:
     names = {"event", "confirmation-question", "confirmation-answer", "confirmed-by"}
+    names |= {"command", "command-question", "command-answer"}
     assert {path.stem for path in WIRE.glob("*.json")} >= names
