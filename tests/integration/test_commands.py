@@ -15,12 +15,12 @@ from forebay.errors import BudgetSpentError
 from forebay.intents import RemoveNode
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
-from forebay.jetstream.streams import api_request
+from forebay.jetstream.streams import api_request, consumer_info
 from forebay.jetstream.topology.registering import register
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from forebay.unit_of_work import UnitStore
-from tests.integration.rig import apply, connected, eventually, rows, serving
+from tests.integration.rig import apply, connected, eventually, rows, serving, started
 
 NODE = "store-330"
 
@@ -413,3 +413,28 @@ async def _is(found: object, expected: object) -> bool:
 
 async def _true(value: bool) -> bool:
     return value
+
+
+async def test_a_node_needs_no_more_than_the_permissions_of_the_packaged_hub(tmp_path: Path) -> None:
+    hub = (Path(__file__).parents[2] / "jetstream-config/servers/hub.conf").read_text()
+    users = hub[hub.index("authorization {") :]
+    for name in ("CORE", "STORE_330"):
+        users = users.replace(f"$FOREBAY_{name}_PASSWORD", "secret")
+    server = NatsServer(tmp_path / "nats", extra=users)
+    async with started(server):
+        as_core = server.url.replace("nats://", "nats://core:secret@")
+        as_node = server.url.replace("nats://", "nats://store-330:secret@")
+        async with connected(as_core, node="core") as center, connected(as_node, node=NODE) as edge:
+            await apply(center, "orders", services=["stock"])
+            await enlist(center)
+            async with serving(orders(), center, tmp_path, node="core", schema=REPLIES, grace=0.5) as core:
+                async with serving(stock(), edge, tmp_path, node=NODE, schema=DONE) as node:
+                    await core.store.write(send, 1, 5)
+                    await eventually(lambda: _is(done(node.store), [1, 2, 3, 4, 5]))
+                    await eventually(lambda: _is(left(core.store), 0))
+                    await eventually(lambda: _is(_count(core.store, "reply"), 5))
+                    durable = (await consumer_info(center, "COMMANDS", "store-330-stock")).metadata
+                    assert durable["forebay.store"]
+                async with serving(stock(), edge, tmp_path, node=NODE, schema=DONE) as node:
+                    await core.store.write(send, 6, 6)
+                    await eventually(lambda: _is(done(node.store), [1, 2, 3, 4, 5, 6]))
