@@ -30,7 +30,10 @@ MAX_REQUEST_BYTES = 8 * 1024 * 1024
 
 
 class Readiness(msgspec.Struct):
-    """Whether the process does its work, and what stands in the way."""
+    """Whether the process does its work, and what stands in the way.
+
+    Where it is ready, ``problems`` are those of services that follow others on the node: writes are accepted.
+    """
 
     ready: bool
     connected: bool
@@ -52,7 +55,8 @@ def build_application(services: Sequence[RunningService], connected: Callable[[]
     def readyz() -> Response[Readiness]:
         """Tell whether the process does its work: an edge node accepts writes, the core reads every partition."""
         problems = [problem for service in services for problem in service.problems()]
-        body = Readiness(ready=not problems, connected=connected(), problems=problems)
+        notices = [notice for service in services for notice in service.notices()]
+        body = Readiness(ready=not problems, connected=connected(), problems=[*problems, *notices])
         return Response(body, status_code=503 if problems else 200)
 
     @get("/metrics", media_type=MediaType.TEXT, tags=["process"], responses=problem_responses([503]))

@@ -328,6 +328,11 @@ class RunningService:
                 found.append(f"{self.name}: does not read: {self.consumer.problem}")
             elif self.consumer.suspended:
                 found.append(f"{self.name}: {self.consumer.suspended}")
+        return found
+
+    def notices(self) -> list[str]:
+        """Say what stands still and hinders no write: a sale is not refused because something behind it is stuck."""
+        found = []
         if self.follower is not None and (stuck := self.follower.problem or self.follower.suspended):
             followed = ", ".join(self.declared.following.services)
             found.append(f"{self.name}: does not follow {followed}: {stuck}")

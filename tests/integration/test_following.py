@@ -13,6 +13,7 @@ from forebay.errors import ConfigurationError, StoreError
 from forebay.freeing import free
 from forebay.identity import Place, parse_message_id
 from forebay.intents import Discard, RemoveFollower, Retry
+from forebay.losses import mend
 from forebay.metrics import render
 from forebay.retries import FAILURES_IN_A_ROW
 from forebay.running import RunningService
@@ -91,7 +92,7 @@ async def test_a_follower_has_every_event_of_every_lane_once_and_in_order_withou
         assert await noted(running["lamp"]) == list(range(1, 1501))
         assert await measured(running["lamp"]) == list(range(1, 1501))
         assert follower_of(running["lamp"]).problem is None
-        assert running["lamp"].problems() == running["door"].problems() == []
+        assert running["lamp"].notices() == running["door"].notices() == []
 
 
 async def test_what_a_follower_emits_names_its_cause(tmp_path: Path) -> None:
@@ -183,11 +184,12 @@ async def test_f2_ten_failures_in_a_row_stop_the_follower_and_the_process_says_s
     async with together(tmp_path, door(), lamp.service, schemas=SCHEMAS) as running:
         await running["door"].store.write(open_many)
         await until(lambda: follower_of(running["lamp"]).suspended is not None)
-        assert [problem for problem in running["lamp"].problems() if "does not follow door" in problem]
+        assert [notice for notice in running["lamp"].notices() if "does not follow door" in notice]
+        assert running["lamp"].problems() == [], "the node accepts writes"
         assert follower_of(running["lamp"]).totals.parked == FAILURES_IN_A_ROW
         lamp.failing = set()
         await eventually(lambda: _count(running["lamp"], 39))
-        assert running["lamp"].problems() == []
+        assert running["lamp"].notices() == []
         assert sorted(await noted(running["lamp"])) == list(range(1, 40))
 
 
@@ -343,6 +345,19 @@ async def test_b4_an_event_that_turns_up_inside_a_gap_is_parked_alone_and_confir
         await eventually(lambda: _confirmed(running["door"], ids[0]))
 
 
+async def test_what_a_damaged_disk_took_of_the_followed_store_is_a_drop_on_record(tmp_path: Path) -> None:
+    async with together(tmp_path, door()) as running:
+        await running["door"].store.write(open_doors, 1, 10)
+        take = "delete from forebay_outbox where sequence between 4 and 6"
+        await running["door"].store.write(lambda tx: tx.execute(take))
+        assert len(await running["door"].store.write(mend)) == 1
+    async with together(tmp_path, door(), Lamp().service, schemas=SCHEMAS) as running:
+        await running["door"].store.write(open_doors, 11, 12)
+        await followed_all(running["lamp"], 9)
+        assert await noted(running["lamp"]) == [1, 2, 3, 7, 8, 9, 10, 11, 12]
+        assert await rows(running["lamp"].store, "select kind, first, last from forebay_gap") == [("drop", 4, 6)]
+
+
 async def test_a_follower_whose_store_fails_says_so_and_goes_on_by_itself(tmp_path: Path) -> None:
     lamp = Lamp()
     broken = True
@@ -356,7 +371,7 @@ async def test_a_follower_whose_store_fails_says_so_and_goes_on_by_itself(tmp_pa
     async with together(tmp_path, door(), lamp.service, schemas=SCHEMAS) as running:
         await running["door"].store.write(lambda tx: tx.emit(Closed(number=1)))
         await until(lambda: follower_of(running["lamp"]).problem == "the disk does not answer")
-        assert running["lamp"].problems() == ["lamp: does not follow door: the disk does not answer"]
+        assert running["lamp"].notices() == ["lamp: does not follow door: the disk does not answer"]
         broken = False
         await followed_all(running["lamp"], 1)
         assert await rows(running["lamp"].store, "select * from forebay_parked") == []
@@ -393,7 +408,7 @@ async def test_o1_nothing_is_freed_before_the_followers_have_it_also_in_a_proces
                 await running["door"].confirming.ask()
                 await running["door"].confirming.ask()
                 assert await running["door"].confirming.free() == 0
-                assert [each for each in running["door"].problems() if "keeps its events for lamp" in each]
+                assert [each for each in running["door"].notices() if "keeps its events for lamp" in each]
             async with together(tmp_path, door(), lamp.service, schemas=SCHEMAS, connection=edge, grace=0) as running:
                 await eventually(lambda: _freed(running["door"], 10))
                 assert await noted(running["lamp"]) == list(range(1, 11))
@@ -403,7 +418,7 @@ async def test_o1_nothing_is_freed_before_the_followers_have_it_also_in_a_proces
                 said = await running["door"].intents.execute(RemoveFollower("lamp", "the lamp was sold"))
                 assert "removed" in said
                 await eventually(lambda: _freed(running["door"], 15))
-                assert running["door"].problems() == []
+                assert running["door"].notices() == []
             assert await numbers(auditing.store) == list(range(1, 16))
 
 
