@@ -26,6 +26,7 @@ from tests.faults.backlog import FIRST, METER, write_backlog
 from tests.faults.checker import summary
 from tests.faults.history import Write
 from tests.faults.nemeses import NEMESES, crash_nemesis
+from tests.faults.orders import run_orders
 from tests.faults.power import cuts, judge, record
 from tests.faults.scenario import Outcome, Scenario, run
 from tests.faults.scenario import judge as judge_history
@@ -57,6 +58,9 @@ BACKLOG, RESTARTS, RESTART_RUNS = 500_000, 100, 10
 """Events that wait on a node, kills and starts in one run, and runs."""
 
 DRAINED = 1_000_000
+
+ORDERS, ORDER_KILLS, ORDER_RUNS = 1000, 15, 10
+"""Orders of one run, processes that are killed meanwhile, and runs."""
 
 READY_LIMIT = 3.0
 """Seconds for a node with a backlog to be ready."""
@@ -122,6 +126,7 @@ def items(folder: Path) -> list[Item]:
         groups.append([Item(f"power/{name}/{number}", f"power-{name}", partial(_power, name)) for number in powers])
     groups.append([Item(f"backlog/restarts/{number}", "backlog", _restarts) for number in range(RESTART_RUNS)])
     groups.append([Item("backlog/drain", "backlog", _drain)])
+    groups.append([Item(f"orders/{number}", "orders", _orders) for number in range(ORDER_RUNS)])
     spread = [(at / len(group), item) for group in groups for at, item in enumerate(group)]
     return [item for _, item in sorted(spread, key=lambda each: each[0])]
 
@@ -244,6 +249,18 @@ async def _restarts(seed: int, folder: Path) -> Finding:
     wrong = [f"ready after {max(times):.2f} s, the limit is {READY_LIMIT:g}"] if max(times) > READY_LIMIT else []
     faults = {"restart-with-backlog": RESTARTS}
     return Finding(kind="backlog", seed=seed, faults=faults, events=0, violations=wrong, figures=figures)
+
+
+async def _orders(seed: int, folder: Path) -> Finding:
+    """Click and collect: every order ends, and stock and money agree."""
+    outcome = await run_orders(folder, seed, count=ORDERS, kills=ORDER_KILLS)
+    return Finding(
+        kind="orders",
+        seed=seed,
+        faults={"kill": outcome.kills},
+        events=outcome.statuses.total(),
+        violations=outcome.violations,
+    )
 
 
 async def _drain(seed: int, folder: Path) -> Finding:

@@ -48,6 +48,7 @@ MEANING = {
     "power-write": "a power cut on a node's disk",
     "power-consume": "a power cut on the core's disk",
     "backlog": "kills with 500,000 events waiting, and 1,000,000 after an outage",
+    "orders": "click and collect: core, stores and broker are killed, the payment provider fails and repeats",
 }
 """The kinds of findings, in the order of the table."""
 
