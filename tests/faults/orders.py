@@ -10,6 +10,7 @@ import contextlib
 import random
 import sqlite3
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,7 +141,7 @@ async def _place_and_kill(
             if killed < kills:
                 victim = dice.choice(victims)
                 await anyio.sleep(dice.uniform(0, 0.3))  # the kill falls anywhere into the part; nothing waits for it
-                await until(lambda victim=victim: fleet.kill(victim), limit=60, what=f"{victim} runs")  # type: ignore[misc]
+                await until(partial(fleet.kill, victim), limit=60, what=f"{victim} runs")
                 killed += 1
     return killed
 
