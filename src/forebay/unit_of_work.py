@@ -105,7 +105,7 @@ class UnitOfWork:
         """Return an event as ``emit`` would write it; whoever keeps it elsewhere as well appends it once.
 
         Raises:
-            ValueError: see ``emit``.
+            ValueError, TypeError: see ``emit``.
         """
         spec = event.spec
         if isinstance(event, Command):

@@ -102,6 +102,8 @@ def keys(value: ast.expr, function: ast.AST) -> set[str]:
     """The keys of a dict, of those that it takes in with ``**``, and of one that has a name in the function."""
     if isinstance(value, ast.Name):
         return {key for each in assigned(value.id, function) for key in keys(each, function)}
+    if isinstance(value, ast.IfExp):
+        return keys(value.body, function) | keys(value.orelse, function)
     assert isinstance(value, ast.Dict), ast.unparse(value)
     found = set()
     for key, of in zip(value.keys, value.values, strict=True):
@@ -129,18 +131,21 @@ def metrics() -> dict[str, set[str]]:
     found = {}
     for function in Module(SOURCE / "metrics.py").functions:
         named = {
-            ast.unparse(node.targets[0]): node.value
+            ast.unparse(node.targets[0]): ast.literal_eval(node.value)
             for node in ast.walk(function)
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)
+            if isinstance(node, ast.Assign) and is_plain_list(node.value)
         }
         for call in calls(function):
             kind = call.func.id if isinstance(call.func, ast.Name) else ""
             if kind.endswith("MetricFamily"):
                 name = ast.literal_eval(call.args[0])
-                given = next((each.value for each in call.keywords if each.arg == "labels"), ast.List([]))
-                listed = named[given.id] if isinstance(given, ast.Name) else given
-                found[f"{name}_total" if kind.startswith("Counter") else name] = set(ast.literal_eval(listed))
+                given = next((ast.unparse(each.value) for each in call.keywords if each.arg == "labels"), "[]")
+                found[f"{name}_total" if kind.startswith("Counter") else name] = set(eval(given, {}, named))
     return found
+
+
+def is_plain_list(value: ast.expr) -> bool:
+    return isinstance(value, ast.List) and all(isinstance(each, ast.Constant) for each in value.elts)
 
 
 def rows(heading: str) -> dict[str, list[str]]:
@@ -148,8 +153,9 @@ def rows(heading: str) -> dict[str, list[str]]:
     parts = re.split(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     section = dict(zip(parts[1::2], parts[2::2], strict=True))[heading]
     lines = [line for line in section.splitlines() if line.startswith("| `")]
-    found = {line.split("`")[1]: [cell.strip() for cell in line.split(" | ")] for line in lines}
-    assert len(found) == len(lines), "a row stands twice"
+    names = [line.split("`")[1] for line in lines]
+    assert [name for name in names if names.count(name) > 1] == [], "a row stands twice"
+    found = {name: [cell.strip() for cell in line.split(" | ")] for name, line in zip(names, lines, strict=True)}
     return found
 
 
@@ -182,6 +188,7 @@ def test_log_events_are_in_the_order_of_the_alphabet() -> None:
     [
         ("logger.info('a.b', extra={'x': 1})", "a.b", Logged({"info"}, {"x"})),
         ("extra = {'x': 1}\n    logger.error('a.b', extra={**extra, 'y': 2})", "a.b", Logged({"error"}, {"x", "y"})),
+        ("logger.info('a.b', extra={'x': 1, **({'y': 2} if z else {})})", "a.b", Logged({"info"}, {"x", "y"})),
         ("logger.log(logging.INFO if x else logging.DEBUG, 'a.b')", "a.b", Logged({"info", "debug"}, set())),
         ("logger.exception('a.b_c')", "a.b_c", Logged({"error"}, {"error"})),
         ("logger.info('a.b' if x else 'c.d', exc_info=error)", "c.d", Logged({"info"}, {"error"})),
