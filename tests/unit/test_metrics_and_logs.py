@@ -155,8 +155,7 @@ def rows(heading: str) -> dict[str, list[str]]:
     lines = [line for line in section.splitlines() if line.startswith("| `")]
     names = [line.split("`")[1] for line in lines]
     assert [name for name in names if names.count(name) > 1] == [], "a row stands twice"
-    found = {name: [cell.strip() for cell in line.split(" | ")] for name, line in zip(names, lines, strict=True)}
-    return found
+    return {name: [cell.strip() for cell in line.split(" | ")] for name, line in zip(names, lines, strict=True)}
 
 
 def in_code(cell: str) -> set[str]:
