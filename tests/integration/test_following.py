@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from forebay import Event, Lane, Message, Service, UnitOfWork
 from forebay.errors import ConfigurationError, StoreError
@@ -430,10 +431,10 @@ async def test_c1_a_follower_is_listed_as_a_consumer_wherever_consumers_are(tmp_
         assert found is not None
         assert found.state == "stored", "what the core needs is not known: a follower's word alone is not enough (S3)"
         text = await render(list(running.values()), connected=False)
-        labels = 'consumer="lamp@node",lane="ledger",service="door",state="confirmed"'
-        assert f"forebay_outbox_events{{{labels}}} 1.0" in text
-        assert 'forebay_follower_reading{service="lamp"} 1.0' in text
-        assert 'forebay_consumer_events_total{outcome="applied",service="lamp"} 1.0' in text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        assert _value(samples, "forebay_outbox_events", consumer="lamp@node", lane="ledger", state="confirmed") == 1
+        assert _value(samples, "forebay_follower_reading", service="lamp") == 1
+        assert _value(samples, "forebay_consumer_events_total", service="lamp", outcome="applied") == 1
         books = "select consumer, confirmed from forebay_book where confirmed > 0"
         await eventually(lambda: _rows_are(running["door"], books, [("lamp@node", 1)]))
 
@@ -476,6 +477,11 @@ def test_a_services_events_are_handled_from_the_stream_or_from_its_outbox_and_no
 def test_a_service_cannot_follow_itself() -> None:
     with pytest.raises(ConfigurationError, match="cannot follow its own"):
         Service("door").follow(DoorOpened)(lambda _, __: None)
+
+
+def _value(samples: list[Any], name: str, **labels: str) -> float:
+    (found,) = [each.value for each in samples if each.name == name and labels.items() <= each.labels.items()]
+    return float(found)
 
 
 async def _has(service: RunningService, expected: list[int]) -> bool:

@@ -132,7 +132,9 @@ def test_the_cores_metrics_are_prometheus_text_and_say_that_it_reads(core: Runni
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_there(edge: Running, core: Running) -> None:
-    documented = set(re.findall(r"^\| `(forebay_\w+)` \|", (ROOT / "docs/operating.md").read_text(), re.MULTILINE))
+    documented = set(
+        re.findall(r"^\| `(forebay_\w+)` \|", (ROOT / "docs/metrics-and-logs.md").read_text(), re.MULTILINE)
+    )
     texts = [httpx.get(f"{process.url}/metrics").text for process in (edge, core)]
     declared = {name for text in texts for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE)}
     assert declared == documented  # some have no value here: no service has timers, or follows another
