@@ -73,7 +73,7 @@ async def invoke(command: Any, server: NatsServer, *args: str) -> Result:
 async def test_apply_makes_an_empty_broker_as_described_and_then_has_nothing_to_do(request_: Request) -> None:
     topology = desired(CONFIG)
     done = await apply_topology(request_, topology)
-    assert [change.kind for change in done] == [Kind.CREATE] * 18
+    assert [change.kind for change in done] == [Kind.CREATE] * 26
     assert await plan_topology(request_, topology) == []
     assert await apply_topology(request_, topology) == []
     live = await read_live(request_, topology)
@@ -82,7 +82,7 @@ async def test_apply_makes_an_empty_broker_as_described_and_then_has_nothing_to_
         for partition in range(8):
             assert durable_problems(live.durables["EVENTS"][spec.durable(partition)], spec, partition) == []
     listed = json.loads((await events(request_))["metadata"][KEY])
-    assert listed["consumers"] == {"archive": ["*"], "sales": ["till"]}
+    assert listed["consumers"] == {"archive": ["*"], "coldwatch": ["coldchain"], "sales": ["till"]}
 
 
 async def test_the_list_of_a_stream_that_is_made_anew_has_a_higher_version_s3(request_: Request) -> None:
@@ -136,7 +136,10 @@ async def test_changes_in_place_keep_messages_and_all_other_metadata(request_: R
     assert metadata["team"] == "retail"
     assert "_nats.ver" in metadata
     listed = json.loads(metadata[KEY])
-    assert listed == {"version": before + 1, "consumers": {"archive": ["*"], "sales": ["price", "till"]}}
+    assert listed == {
+        "version": before + 1,
+        "consumers": {"archive": ["*"], "coldwatch": ["coldchain"], "sales": ["price", "till"]},
+    }
     changed = (await call(request_, "CONSUMER.INFO.EVENTS.sales-3"))["config"]
     assert changed["metadata"]["forebay.store"] == "store-id"
     assert sorted(changed["filter_subjects"]) == ["evt.3.*.price.*", "evt.3.*.till.*"]
