@@ -1,0 +1,158 @@
+"""Whatever the broker answers, each destination's commands are stored in order, and none waits for another for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forebay import Command, Lane, UnitOfWork, UnitStore
+from forebay.dispatching import CommandRelay
+from forebay.jetstream.publishing import Outcome, Outgoing, Refused, Stored, Uncertain
+from forebay.outbox import Outbox
+from forebay.scripts import MigrationSet
+from forebay.sqlite import SqliteStore
+
+NODES = ["store-1", "store-2", "store-3", "store-4"]
+ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
+
+
+class Ledger(Command, service="stock", kind="ledger"):
+    number: int
+
+
+class Urgent(Command, service="stock", kind="urgent", lane="urgent"):
+    number: int
+
+
+class Broker:
+    """A publisher that stores, loses, or refuses as it is told; whether an uncertain message is stored, too."""
+
+    max_payload = 1 << 20
+    timeout = 1.0
+
+    def __init__(self) -> None:
+        self.fates: list[str] = []
+        self.refusing: set[str] = set()
+        self.stored: list[tuple[str, str]] = []
+
+    def wire_bytes(self, message: Outgoing) -> int:
+        return len(message.body) + 200
+
+    async def publish(self, messages: Sequence[Outgoing], *, atomic: bool) -> list[Outcome]:  # noqa: ARG002
+        outcomes: list[Outcome] = []
+        halted: set[tuple[str, str]] = set()
+        for message in messages:
+            origin = (message.subject.split(".")[1], message.headers["forebay-lane"])
+            fate = self.fates.pop() if self.fates else "stored"
+            if origin[0] in self.refusing:
+                outcomes.append(Refused(10071, "not now"))
+            elif fate == "lost" or origin in halted:  # what follows a lost one of its origin is not sent before it
+                outcomes.append(Uncertain("no answer"))
+                halted.add(origin)
+            elif fate == "unanswered":
+                self._store(message)
+                outcomes.append(Uncertain("no answer"))
+                halted.add(origin)
+            else:
+                outcomes.append(Stored(self._store(message), duplicate=False))
+        return outcomes
+
+    def _store(self, message: Outgoing) -> int:
+        self.stored.append((message.subject.split(".")[1], message.headers["Nats-Msg-Id"]))
+        return len(self.stored)
+
+
+class System:
+    def __init__(self, store: SqliteStore, outbox: Outbox) -> None:
+        self.now = 0.0
+        self.broker = Broker()
+        self.store = UnitStore(store, outbox)
+        connection = cast("Any", SimpleNamespace(connected=True, generation=1))
+        self.relay = CommandRelay(outbox, self.store, connection, cast("Any", self.broker))
+        self.relay._clock = lambda: self.now
+        self.written: dict[str, list[str]] = {node: [] for node in NODES}
+
+    async def write(self, node: str, lane: str, count: int) -> None:
+        def unit(tx: UnitOfWork) -> list[str]:
+            make = Urgent if lane == "urgent" else Ledger
+            return [tx.send(make(number=each), to=node) for each in range(count)]
+
+        self.written[node] += await self.store.write(unit)
+
+    async def drain(self) -> None:
+        """Send until nothing is left to be sent now, and let all pauses end before."""
+        self.now += 3600.0
+        for _ in range(200):
+            if not await self.relay._send_next():
+                return
+        raise AssertionError("it sends for ever")
+
+    def first_copies(self, node: str) -> list[str]:
+        return list(dict.fromkeys(message_id for to, message_id in self.broker.stored if to == node))
+
+
+def in_order(ids: list[str]) -> bool:
+    """Whether the ids of each epoch (an origin has one here) ascend by one from 1."""
+    seen: dict[str, int] = {}
+    for message_id in ids:
+        epoch, _, sequence = message_id.rpartition("-")
+        if int(sequence) != seen.get(epoch, 0) + 1:
+            return False
+        seen[epoch] = int(sequence)
+    return True
+
+
+writes = st.tuples(st.just("write"), st.sampled_from(NODES), st.sampled_from(["ledger", "urgent"]), st.integers(1, 9))
+fates = st.tuples(
+    st.just("fates"), st.lists(st.sampled_from(["stored", "lost", "unanswered"]), max_size=12), st.none(), st.none()
+)
+drains = st.tuples(st.just("drain"), st.none(), st.none(), st.none())
+refuses = st.tuples(st.just("refuse"), st.sets(st.sampled_from(NODES), max_size=2), st.none(), st.none())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.one_of(writes, fates, drains, refuses), max_size=12))
+def test_each_destination_is_served_in_order_and_none_hinders_another_i1(steps: list[tuple[Any, ...]]) -> None:
+    asyncio.run(_run(steps))
+
+
+async def _run(steps: list[tuple[Any, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        outbox = Outbox("core", "orders", [Lane("urgent"), Lane("ledger")], sends=True)
+        store = await SqliteStore.open(Path(folder) / "orders.db", migrations=[ENGINE])
+        try:
+            await store.write(outbox.bind, "s1")
+            system = System(store, outbox)
+            for what, one, lane, count in steps:
+                match what:
+                    case "write":
+                        await system.write(one, lane, count)
+                    case "fates":
+                        system.broker.fates = list(one)
+                    case "refuse":
+                        system.broker.refusing = set(one)
+                    case _:
+                        await system.drain()
+                for node in NODES:
+                    assert in_order(system.first_copies(node))
+            system.broker.fates = []
+            for _ in range(6):  # pauses of what was refused grow batches of two again
+                await system.drain()
+            for node in set(NODES) - system.broker.refusing:
+                assert set(system.first_copies(node)) == set(system.written[node]), "others do not hinder it"
+            system.broker.refusing = set()
+            for _ in range(6):
+                await system.drain()
+            for node in NODES:
+                assert set(system.first_copies(node)) == set(system.written[node])
+                assert in_order(system.first_copies(node))
+        finally:
+            await store.close()
