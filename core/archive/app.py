@@ -7,16 +7,20 @@ from typing import Annotated
 from litestar.params import FromPath, QueryParameter
 
 from core.archive.conflicts import Conflict, compare, conflicts
+from core.archive.deletions import deleted
 from core.archive.event import INSERT, ArchivedEvent, now, to_row
-from core.archive.queries import Filter, Page, between, one_each, page
+from core.archive.export import export_part
+from core.archive.queries import Filter, Page, between, one_each, page, scan
+from core.archive.upkeep import Settings, look_after
 from forebay import Message, Service, UnitOfWork, UnitStore
+from forebay.delivery import Archive
 from forebay.identity import NAME
 from forebay.problems import ProblemError, invalid, phrase
 
 MAX_PAGE = 1000
 """Events of one page, at most."""
 
-archive = Service("archive")
+archive = Service("archive", settings=Settings)
 
 Name = Annotated[str | None, QueryParameter(description="A name: 1 to 63 of a-z, 0-9 and '-'.")]
 
@@ -29,7 +33,8 @@ def keep(tx: UnitOfWork, messages: list[Message]) -> None:
 
 
 archive.repeated(compare)
-archive.reads_archive(between)
+archive.reads_archive(Archive(read=between, scan=scan, deleted=deleted, export=export_part))
+archive.alongside(look_after)
 
 
 @archive.get("/events", problems=(422, 503))

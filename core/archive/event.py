@@ -83,33 +83,33 @@ def to_row(message: Message, archived_at: int) -> Mapping[str, Any]:
     }
 
 
-def to_delivery(row: Row) -> tuple[int, Delivery]:
-    """Return one of our own events of ``archived`` as a stream delivers it, with its sequence (C5)."""
-    place = Place(row["epoch"], row["sequence"])
+def to_delivery(row: Row) -> Delivery:
+    """Return an event of ``archived`` as a stream delivers it, a foreign producer's included (C5)."""
+    place = Place(row["epoch"], row["sequence"]) if row["epoch"] is not None else None
+    message_id = message_id_of(row)
     subject = f"evt.{partition_of(row['node'])}.{row['node']}.{row['service']}.{row['kind']}"
     message = Message(
-        message_id=str(place),
+        message_id=message_id,
         node=row["node"],
         service=row["service"],
         kind=row["kind"],
-        id=row["ce_id"] or str(place),
+        id=row["ce_id"] or message_id,
         source=row["ce_source"] or f"/{row['node']}/{row['service']}",
         type=row["type"],
         time=parse_time(row["time"]),
         key=row["key"],
         content_type=row["content_type"] or JSON,
         attributes=_attributes.decode(row["attributes"]) if row["attributes"] else {},
-        lane=row["lane"],
+        lane=row["lane"] or "",
         place=place,
-        prev=parse_place(row["prev"]),
-        hlc=parse_tick(row["hlc"]),
+        prev=parse_place(row["prev"]) if place else None,
+        hlc=parse_tick(row["hlc"]) if place else 0,
         cause=row["cause"],
         traceparent=row["traceparent"],
         tracestate=row["tracestate"],
         body=row["body"],
     )
-    stored_at = row["archived_at"] * 1_000_000
-    return place.sequence, Delivery(0, 0, stored_at, subject, encode_headers(message), message.body)
+    return Delivery(0, 0, row["archived_at"] * 1_000_000, subject, encode_headers(message), message.body)
 
 
 def now() -> int:

@@ -8,10 +8,10 @@ import msgspec
 
 from core.archive.event import ArchivedEvent, from_row, to_delivery
 from forebay import Transaction
-from forebay.delivery import Delivery
+from forebay.delivery import Delivery, Scanned
 from forebay.errors import HeaderError
 from forebay.identity import parse_message_id
-from forebay.protocol.archive import ArchiveQuestion
+from forebay.protocol.archive import ArchiveQuestion, ScanQuestion
 
 PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of the bodies of one page, at most, or one event: a thousand of the largest would be 256 MiB."""
@@ -80,7 +80,52 @@ def between(tx: Transaction, question: ArchiveQuestion) -> list[tuple[int, Deliv
         service=question.service,
         limit=question.limit,
     )
-    return [to_delivery(row) for row in rows]
+    return [(row["sequence"], to_delivery(row)) for row in rows]
+
+
+def scan(tx: Transaction, question: ScanQuestion, max_bytes: int) -> Scanned:
+    """Return a page in the order of archiving, with bodies of at most ``max_bytes`` together, or one event."""
+    (row,) = tx.execute("select max(id) as latest from archived")
+    end = int(row["latest"] or 0)
+    found: list[tuple[int, int]] = []
+    for where, params in _of_services(question.services):
+        found += [
+            (row["id"], row["bytes"])
+            for row in tx.execute(
+                f"select id, length(body) as bytes from archived where {where} and id > :after"
+                " order by id limit :limit",
+                after=question.after,
+                limit=question.limit,
+                **params,
+            )
+        ]
+    count = size = 0
+    for _, length in sorted(found)[: question.limit]:
+        size += length
+        if count and size > max_bytes:
+            break
+        count += 1
+    if not count:
+        return Scanned([], max(end, question.after), end, more=False)
+    last = sorted(found)[count - 1][0]
+    events: list[tuple[int, Delivery]] = []
+    for where, params in _of_services(question.services):
+        rows = tx.execute(
+            f"select * from archived where {where} and id > :after and id <= :last",
+            after=question.after,
+            last=last,
+            **params,
+        )
+        events += [(row["id"], to_delivery(row)) for row in rows]
+    # What is not of these services and stands behind the last of them is looked at with the next question.
+    return Scanned(sorted(events, key=lambda each: each[0]), last, end, more=last < end)
+
+
+def _of_services(services: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """Return a condition for each service: each is answered from the index, in order, whatever else there is."""
+    if "*" in services:
+        return [("1 = 1", {})]
+    return [("service = :service", {"service": service}) for service in sorted(set(services))]
 
 
 def ids_where(condition: str) -> str:

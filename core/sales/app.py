@@ -1,94 +1,59 @@
-"""What every store has sold, kept up to date by the tills' events.
+"""What the stores have sold, kept up to date by the tills' events: by store, day, hour, department and product.
 
-The totals are sums, so that one upsert adds a whole batch of sales of a node or a day.
+The totals are sums, so that one upsert adds a whole batch of sales of a node or a product. They follow from the events
+alone: they are rebuilt from the archive when the read model gets another version.
 """
 
 from __future__ import annotations
 
-from datetime import UTC
+from datetime import date
+from typing import Annotated
 
-import msgspec
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from contracts.till import SaleRecorded
+from core.sales.departments import department_of
+from core.sales.queries import (
+    Days,
+    Departments,
+    Hours,
+    Products,
+    ProductTotal,
+    Stores,
+    StoreTotal,
+    all_stores,
+    days_of,
+    departments_of,
+    hours_of,
+    one_product,
+    one_store,
+    products_after,
+)
+from core.sales.totals import Totals
 from forebay import Message, Service, Transaction, UnitOfWork, UnitStore
 from forebay.identity import NAME
 from forebay.problems import ProblemError, invalid, phrase
+from forebay.projection import version_in_use
 
-sales = Service("sales")
+PRODUCTS = 2
+"""The version of the read model since which there are hours, departments and products."""
 
-_ADD_TO_STORE = """
-    insert into store_total as t (node, sales, lines, cents) values (:node, :sales, :lines, :cents)
-    on conflict (node) do update set
-      sales = t.sales + excluded.sales, lines = t.lines + excluded.lines, cents = t.cents + excluded.cents"""
+MAX_PAGE = 1000
+"""Products of one page, at most."""
 
-_ADD_TO_DAY = """
-    insert into day_total as t (node, day, sales, lines, cents) values (:node, :day, :sales, :lines, :cents)
-    on conflict (node, day) do update set
-      sales = t.sales + excluded.sales, lines = t.lines + excluded.lines, cents = t.cents + excluded.cents"""
+MAX_NUMBER = 2**63 - 1
+"""The greatest number of a product."""
 
-
-class StoreTotal(msgspec.Struct, frozen=True):
-    """What one node has sold in all."""
-
-    node: str
-    sales: int
-    lines: int
-    cents: int
-
-
-class DayTotal(msgspec.Struct, frozen=True):
-    """What one node has sold on one UTC day, written YYYY-MM-DD."""
-
-    day: str
-    sales: int
-    lines: int
-    cents: int
-
-
-class Stores(msgspec.Struct, frozen=True):
-    """All nodes that have sold something, by name."""
-
-    stores: list[StoreTotal]
-
-
-class Days(msgspec.Struct, frozen=True):
-    """The days on which a node has sold something, oldest first."""
-
-    node: str
-    days: list[DayTotal]
-
-
-class Sum:
-    """Sales that are added up before they are written."""
-
-    __slots__ = ("cents", "lines", "sales")
-
-    def __init__(self) -> None:
-        self.sales = self.lines = self.cents = 0
-
-    def add(self, sale: SaleRecorded) -> None:
-        """Count one sale in."""
-        self.sales += 1
-        self.lines += len(sale.lines)
-        self.cents += sale.cents
-
-    def row(self, **key: str) -> dict[str, str | int]:
-        """Return the parameters of the statement that writes it."""
-        return {**key, "sales": self.sales, "lines": self.lines, "cents": self.cents}
+sales = Service("sales", projection=PRODUCTS)
 
 
 @sales.on(SaleRecorded, batch=True)
 def add_up(tx: UnitOfWork, recorded: list[SaleRecorded], messages: list[Message]) -> None:
-    """Add sales to the totals of their nodes and of the UTC days on which they happened."""
-    stores: dict[str, Sum] = {}
-    days: dict[tuple[str, str], Sum] = {}
+    """Add sales to the totals; each counts for the UTC day and hour in which it happened."""
+    totals = Totals()
     for sale, message in zip(recorded, messages, strict=True):
-        day = message.time.astimezone(UTC).date().isoformat()
-        stores.setdefault(message.node, Sum()).add(sale)
-        days.setdefault((message.node, day), Sum()).add(sale)
-    tx.executemany(_ADD_TO_STORE, [total.row(node=node) for node, total in stores.items()])
-    tx.executemany(_ADD_TO_DAY, [total.row(node=node, day=day) for (node, day), total in days.items()])
+        totals.add(sale, message.node, message.time)
+    totals.write(tx)
 
 
 @sales.get("/stores", problems=(503,))
@@ -112,25 +77,96 @@ async def list_days(store: UnitStore, node: FromQuery[str]) -> Days:
     return Days(node, await store.read(days_of, _node(node)))
 
 
-def all_stores(tx: Transaction) -> list[StoreTotal]:
-    """Return the totals of all nodes, by name."""
-    rows = tx.execute("select node, sales, lines, cents from store_total order by node")
-    return [StoreTotal(row["node"], row["sales"], row["lines"], row["cents"]) for row in rows]
+@sales.get("/hours", problems=(422, 503))
+async def list_hours(
+    store: UnitStore, node: FromQuery[str], day: Annotated[str, QueryParameter(description="A UTC day, YYYY-MM-DD.")]
+) -> Hours:
+    """Return what a node has sold in each UTC hour of a day.
+
+    503 while the read model in use has no hours yet, which is so until it was rebuilt.
+    """
+    wanted = _node(node), _day(day)
+
+    def hours(tx: Transaction) -> Hours:
+        _check_built(tx)
+        return Hours(*wanted, hours_of(tx, *wanted))
+
+    return await store.read(hours)
 
 
-def one_store(tx: Transaction, node: str) -> StoreTotal | None:
-    """Return the totals of one node, or None if it has sold nothing."""
-    rows = tx.execute("select node, sales, lines, cents from store_total where node = :node", node=node)
-    return StoreTotal(node, rows[0]["sales"], rows[0]["lines"], rows[0]["cents"]) if rows else None
+@sales.get("/departments", problems=(422, 503))
+async def list_departments(store: UnitStore, node: FromQuery[str]) -> Departments:
+    """Return what a node has sold of each department; 503 while the read model in use has none yet."""
+    wanted = _node(node)
+
+    def found(tx: Transaction) -> Departments:
+        _check_built(tx)
+        return Departments(wanted, departments_of(tx, wanted))
+
+    return await store.read(found)
 
 
-def days_of(tx: Transaction, node: str) -> list[DayTotal]:
-    """Return the totals of a node's days, oldest first."""
-    rows = tx.execute("select day, sales, lines, cents from day_total where node = :node order by day", node=node)
-    return [DayTotal(row["day"], row["sales"], row["lines"], row["cents"]) for row in rows]
+@sales.get("/products", problems=(422, 503))
+async def list_products(
+    store: UnitStore,
+    after: Annotated[str | None, QueryParameter(description="The `next` of the page before.")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Products of a page, at most.")] = 100,
+) -> Products:
+    """Return what all nodes have sold of each product, by number, a page at a time; 503 while there are none yet."""
+    behind = _cursor(after)
+
+    def found(tx: Transaction) -> Products:
+        _check_built(tx)
+        rows = products_after(tx, behind, limit + 1)
+        page = [ProductTotal(product, department_of(product), *amounts) for product, *amounts in rows[:limit]]
+        return Products(page, str(page[-1].product) if len(rows) > limit else None)
+
+    return await store.read(found)
+
+
+@sales.get("/products/{product:str}", problems=(404, 422, 503))
+async def show_product(store: UnitStore, product: FromPath[str]) -> ProductTotal:
+    """Return what all nodes have sold of one product; 404 for one that nobody has bought yet."""
+    number = _number(product, "product")
+
+    def found(tx: Transaction) -> tuple[int, int, int] | None:
+        _check_built(tx)
+        return one_product(tx, number)
+
+    amounts = await store.read(found)
+    if amounts is None:
+        raise ProblemError(404, phrase(404), f"no sale of product {number} has arrived", field="product")
+    return ProductTotal(number, department_of(number), *amounts)
+
+
+def _check_built(tx: Transaction) -> None:
+    """Refuse to show totals that would lack what was sold before this release."""
+    if version_in_use(tx) < PRODUCTS:
+        detail = "these totals are not complete yet: `forebay projection rebuild sales` makes them"
+        raise ProblemError(503, phrase(503), detail)
 
 
 def _node(name: str) -> str:
     if not NAME.fullmatch(name):
         raise invalid(f"{name!r} is not a node's name", "node")
     return name
+
+
+def _day(text: str) -> str:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise invalid(f"{text!r} is not a day, YYYY-MM-DD", "day") from None
+    if day.isoformat() != text:
+        raise invalid(f"{text!r} is not a day, YYYY-MM-DD", "day")
+    return text
+
+
+def _cursor(text: str | None) -> int:
+    return -1 if text is None else _number(text, "after")
+
+
+def _number(text: str, field: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= MAX_NUMBER):
+        raise invalid(f"{text!r} is not a product's number", field)
+    return int(text)

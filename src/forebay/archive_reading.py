@@ -1,16 +1,17 @@
-"""Reading from the archive and answering for it: ``archive.read`` and ``archive.epochs`` (rule C5)."""
+"""Reading from the archive and answering for it: ``archive.read``, ``.epochs`` and ``.scan`` (rules C5, F3)."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 import anyio
 import msgspec
 from anyio.abc import TaskStatus
 
 from forebay.consumer import Consumer
-from forebay.delivery import ReadArchive
-from forebay.errors import LinkError
+from forebay.delivery import Archive, Delivery
+from forebay.errors import LinkError, TopologyError
 from forebay.identity import PARTITIONS, Origin, partition_of
 from forebay.inbox import held_between
 from forebay.jetstream.connection import Connection, Incoming
@@ -19,6 +20,7 @@ from forebay.jetstream.topology.confirmed_by import KEY, parse
 from forebay.protocol.archive import (
     EPOCHS_SUBJECT,
     PAGE,
+    SCAN_SUBJECT,
     SUBJECT,
     ArchiveAnswer,
     ArchivedEpoch,
@@ -26,10 +28,15 @@ from forebay.protocol.archive import (
     ArchiveQuestion,
     EpochsAnswer,
     EpochsQuestion,
+    ScanAnswer,
+    ScanQuestion,
 )
 from forebay.responding import Responder
+from forebay.sequences import Range
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
+
+T = TypeVar("T")
 
 ARCHIVE = "archive"
 """The consumer that keeps every event: the one of this name in the stream's list (S3)."""
@@ -48,9 +55,17 @@ class ArchiveReader:
         self._connection = connection
         self._consumer = consumer
         self._stream = stream
+        self._known_to_be_there = False
 
     async def events(
-        self, origin: Origin, epoch: str, first: int, last: int, *, upto: int
+        self,
+        origin: Origin,
+        epoch: str,
+        first: int,
+        last: int,
+        *,
+        upto: int,
+        on_deleted: Callable[[list[Range]], None] = lambda _: None,
     ) -> AsyncIterator[list[ArchivedMessage]]:
         """Yield what the archive has of a range, ascending, a page at a time; nothing where there is no archive.
 
@@ -61,6 +76,7 @@ class ArchiveReader:
             last: the highest.
             upto: the stream sequence up to which the archive must be complete to be believed about what it lacks; 0
                 where nothing is concluded from that.
+            on_deleted: called with the places that the archive had and has deleted.
 
         Raises:
             LinkError: the archive did not answer, or is not that far yet.
@@ -70,13 +86,11 @@ class ArchiveReader:
             return
         while first <= last:
             question = ArchiveQuestion(node=origin.node, service=origin.service, epoch=epoch, first=first, last=last)
-            reply = await self._connection.request(SUBJECT, msgspec.json.encode(question), timeout=TIMEOUT)
-            try:
-                answer = msgspec.json.decode(reply.body, type=ArchiveAnswer)
-            except msgspec.DecodeError as error:
-                raise LinkError(f"the archive's answer cannot be read: {error}") from error
+            answer = await self._ask(SUBJECT, question, ArchiveAnswer)
             if upto and (answer.incarnation != state.created or answer.complete_to < upto):
                 raise LinkError(f"the archive has read to {answer.complete_to}, not to {upto} of this stream")
+            if answer.deleted:
+                on_deleted(answer.deleted)
             if answer.events:
                 yield answer.events
             if not answer.more or not answer.events:
@@ -87,12 +101,7 @@ class ArchiveReader:
         """Yield the epochs that the archive has, a page at a time; raises as ``events`` does."""
         after: tuple[str, str, str] | None = None
         while True:
-            question = msgspec.json.encode(EpochsQuestion(after=after))
-            reply = await self._connection.request(EPOCHS_SUBJECT, question, timeout=TIMEOUT)
-            try:
-                answer = msgspec.json.decode(reply.body, type=EpochsAnswer)
-            except msgspec.DecodeError as error:
-                raise LinkError(f"the archive's answer cannot be read: {error}") from error
+            answer = await self._ask(EPOCHS_SUBJECT, EpochsQuestion(after=after), EpochsAnswer)
             if answer.epochs:
                 yield answer.epochs
             if not answer.more or not answer.epochs:
@@ -100,9 +109,32 @@ class ArchiveReader:
             last = answer.epochs[-1]
             after = (last.node, last.service, last.epoch)
 
+    async def scan(self, after: int, services: Sequence[str], limit: int = PAGE) -> ScanAnswer:
+        """Return a page of events in the order in which they were archived.
+
+        Raises:
+            TopologyError: there is no archive.
+            LinkError: it did not answer.
+        """
+        if not self._known_to_be_there and not await self.is_there():
+            raise TopologyError(
+                "no consumer called 'archive' is in the stream's list", hint="a rebuild reads what it has kept"
+            )
+        self._known_to_be_there = True
+        return await self._ask(
+            SCAN_SUBJECT, ScanQuestion(after=after, services=list(services), limit=limit), ScanAnswer
+        )
+
     async def is_there(self) -> bool:
         """Whether there is an archive beside this consumer; raises as ``events`` does."""
         return self._is_listed(await stream_state(self._connection, self._stream))
+
+    async def _ask(self, subject: str, question: object, form: type[T]) -> T:
+        reply = await self._connection.request(subject, msgspec.json.encode(question), timeout=TIMEOUT)
+        try:
+            return msgspec.json.decode(reply.body, type=form)
+        except msgspec.DecodeError as error:
+            raise LinkError(f"the archive's answer cannot be read: {error}") from error
 
     def _is_listed(self, state: StreamState) -> bool:
         if self._consumer == ARCHIVE:
@@ -114,14 +146,22 @@ class ArchiveReader:
 
 
 class ArchiveAnswering:
-    """Answers ``archive.read`` for the service that keeps every event. Start it with ``run``."""
+    """Answers for the service that keeps every event. Start it with ``run``.
 
-    def __init__(self, consumer: Consumer, store: UnitStore, connection: Connection, read: ReadArchive) -> None:
+    Attributes:
+        scanned_at: when somebody last asked for events in order, on the event loop's clock; None if nobody has.
+    """
+
+    def __init__(
+        self, consumer: Consumer, store: UnitStore, connection: Connection, archive: Archive, store_id: str
+    ) -> None:
         self._consumer = consumer
         self._store = store
         self._connection = connection
-        self._read = read
-        answers = {SUBJECT: self._events, EPOCHS_SUBJECT: self._epochs}
+        self._archive = archive
+        self._store_id = store_id
+        self.scanned_at: float | None = None
+        answers = {SUBJECT: self._events, EPOCHS_SUBJECT: self._epochs, SCAN_SUBJECT: self._scan}
         self._responder = Responder(connection, answers, lambda: consumer.reading)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -139,14 +179,24 @@ class ArchiveAnswering:
         at_end = self._consumer.incarnation == state.created and await self._consumer.at_end(partition)
         read = self._consumer.committed.get(partition, 0) if self._consumer.incarnation == state.created else 0
         complete_to = state.last if at_end else read  # before the events are looked up: there may be more by then
-        events, more = await self._store.read(self._page, question)
-        return ArchiveAnswer(incarnation=state.created, complete_to=complete_to, events=events, more=more)
+        events, more, deleted = await self._store.read(self._page, question)
+        return ArchiveAnswer(
+            incarnation=state.created, complete_to=complete_to, events=events, more=more, deleted=deleted
+        )
 
-    def _page(self, tx: Transaction, question: ArchiveQuestion) -> tuple[list[ArchivedMessage], bool]:
+    async def _scan(self, request: Incoming) -> ScanAnswer:
+        question = msgspec.json.decode(request.body, type=ScanQuestion)
+        self.scanned_at = anyio.current_time()
+        question = msgspec.structs.replace(question, limit=min(question.limit, PAGE))
+        page = await self._store.read(self._archive.scan, question, PAGE_BYTES)
+        events = [_archived(position, delivery) for position, delivery in page.events]
+        return ScanAnswer(store=self._store_id, events=events, position=page.position, end=page.end, more=page.more)
+
+    def _page(self, tx: Transaction, question: ArchiveQuestion) -> tuple[list[ArchivedMessage], bool, list[Range]]:
         limit = min(question.limit, PAGE)
         # What waits for a hole in the archive's own inbox is not archived yet, and is here all the same.
         held = held_between(tx, question.node, question.service, question.epoch, question.first, question.last, limit)
-        kept = self._read(tx, msgspec.structs.replace(question, limit=limit))
+        kept = self._archive.read(tx, msgspec.structs.replace(question, limit=limit))
         found = sorted([*kept, *held], key=lambda each: each[0])
         events: list[ArchivedMessage] = []
         size = 0
@@ -154,10 +204,12 @@ class ArchiveAnswering:
             size += len(delivery.body)
             if events and (size > PAGE_BYTES or len(events) == limit):
                 break
-            events.append(
-                ArchivedMessage(sequence, delivery.subject, dict(delivery.headers), delivery.body, delivery.stored_at)
-            )
-        return events, len(events) < len(found) or len(found) >= limit
+            events.append(_archived(sequence, delivery))
+        return events, len(events) < len(found) or len(found) >= limit, self._archive.deleted(tx, question)
+
+
+def _archived(sequence: int, delivery: Delivery) -> ArchivedMessage:
+    return ArchivedMessage(sequence, delivery.subject, dict(delivery.headers), delivery.body, delivery.stored_at)
 
 
 def _epochs_after(tx: Transaction, after: tuple[str, str, str]) -> EpochsAnswer:

@@ -8,7 +8,7 @@ on record. Only the partition's reader does this, in the transactions of its inb
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -27,12 +27,18 @@ from forebay.protocol.archive import ArchivedMessage
 from forebay.protocol.closing import given_up, is_beyond, known_prevs, lost, next_hole, open_below, own_branch, targets
 from forebay.protocol.confirmation import OriginQuestion
 from forebay.protocol.inbox import Due, OriginInbox, Step
+from forebay.sequences import Range
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
 
 NOT_HERE_ANY_MORE = "the node no longer has it"
+DELETED = "the node no longer has it, and the archive's retention has deleted it"
+
+
+Deleted = Mapping[str, Sequence[Range]]
+"""Per epoch, the places that the archive had and has deleted."""
 
 
 class Statement(NamedTuple):
@@ -110,12 +116,12 @@ class Closing:
             await self._consumer.settle(decide, self._handlers, statement, partition)
             if statement.floor is None:
                 return
-            await self._fill_from_archive(statement, partition)
+            deleted = await self._fill_from_archive(statement, partition)
             closed = Closed(Taken())
 
             def run(work: UnitOfWork, failing: Failing) -> Taken:
                 nonlocal closed
-                closed = close(work, self._handlers, statement, partition, failing)
+                closed = close(work, self._handlers, statement, partition, failing, deleted)
                 return closed.taken
 
             await self._consumer.settle(run)
@@ -130,13 +136,19 @@ class Closing:
         finally:
             self._acting.discard(statement.origin)
 
-    async def _fill_from_archive(self, statement: Statement, partition: int) -> None:
+    async def _fill_from_archive(self, statement: Statement, partition: int) -> Deleted:
+        """Take in what the archive has; return what it had and has deleted."""
+        deleted: dict[str, list[Range]] = {}
         if self._archive is None:  # as on a node: what nobody sends any more is a gap
-            return
+            return deleted
         for epoch, first, last in await self._store.read(open_places, statement):
-            async for events in self._archive.events(statement.origin, epoch, first, last, upto=statement.stream_end):
+            places = deleted.setdefault(epoch, [])
+            async for events in self._archive.events(
+                statement.origin, epoch, first, last, upto=statement.stream_end, on_deleted=places.extend
+            ):
                 found = [delivery_of(partition, each) for each in events]
                 await self._consumer.settle(take_aside, self._handlers, found)
+        return deleted
 
     async def _go_back(self, statement: Statement, partition: int, sequence: int) -> None:
         position = (await self._consumer.position_before(sequence))._replace(incarnation=statement.incarnation)
@@ -211,7 +223,12 @@ def take_aside(
 
 
 def close(
-    work: UnitOfWork, handlers: Handlers, statement: Statement, partition: int, failing: Failing | None = None
+    work: UnitOfWork,
+    handlers: Handlers,
+    statement: Statement,
+    partition: int,
+    failing: Failing | None = None,
+    deleted: Deleted | None = None,
 ) -> Closed:
     """Pass what lies below a statement's floor: what is held takes effect, what nobody has is a gap."""
     intake = Intake(work, handlers, failing=failing)
@@ -224,12 +241,12 @@ def close(
     own = own_branch(floor, prevs)
     branched = False
     for place in lost(known, upto, _listed(statement, known)):
-        _lose(work, intake, origin, known, place, "gap", NOT_HERE_ANY_MORE)
+        _lose(work, intake, origin, known, place, "gap", _why(deleted, place.epoch, place.sequence, place.sequence))
         branched |= _leave(known, place.epoch, place.sequence, own)
     intake.drain(origin, known, partition)
     while (hole := next_hole(known, upto)) is not None:
         known.take_on(hole.epoch, origin.lane, prevs.get(hole.epoch))
-        intake.skip(origin, known, Step(Due.DROPPED, *hole), "gap", NOT_HERE_ANY_MORE)
+        intake.skip(origin, known, Step(Due.DROPPED, *hole), "gap", _why(deleted, hole.epoch, hole.first, hole.last))
         branched |= _leave(known, hole.epoch, hole.last, own)
         intake.drain(origin, known, partition)
     if branched:
@@ -278,6 +295,12 @@ def _lose(
     intake.parking.lose(origin, place)
     record_gap(work, origin, place.epoch, (place.sequence, place.sequence), kind, reason)
     intake.taken.missing += 1
+
+
+def _why(deleted: Deleted | None, epoch: str, first: int, last: int) -> str:
+    """Say why nobody has some places."""
+    there = (deleted or {}).get(epoch, [])
+    return DELETED if any(low <= last and high >= first for low, high in there) else NOT_HERE_ANY_MORE
 
 
 def _leave(known: OriginInbox, epoch: str, sequence: int, own: Mapping[str, int]) -> bool:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
+
+import anyio
 
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
@@ -50,6 +53,7 @@ class Committing:
         self._handlers = handlers
         self._store = store
         self.totals = Taken()
+        self._turn = anyio.Lock()
         self.retries = Retries(name, handlers, store, self._count, clock, whose)
 
     @property
@@ -78,6 +82,16 @@ class Committing:
         Raises:
             StoreError: the database failed; the parts before are kept.
         """
+        async with self._turn:
+            return await self._commit(stream, incarnation, deliveries, committed)
+
+    async def _commit(
+        self,
+        stream: str,
+        incarnation: str,
+        deliveries: Sequence[Delivery],
+        committed: Callable[[int, int], None],
+    ) -> int:
         one_by_one, at, end = False, 0, len(deliveries)
         failing: dict[str, str] = {}
         while at < len(deliveries) and not self.suspended:
@@ -122,16 +136,28 @@ class Committing:
             StoreError: the database failed; nothing of it was kept.
         """
         failing: dict[str, str] = {}
-        while True:
-            try:
-                taken = await self._store.write(unit, *args, failing)
-            except HandlerFailedError as error:
-                if error.message_id in failing:
-                    raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
-                self._failed(failing, error.message_id, str(error), error.__cause__)
-            else:
-                self._count(taken)
-                return taken
+        async with self._turn:
+            while True:
+                try:
+                    taken = await self._store.write(unit, *args, failing)
+                except HandlerFailedError as error:
+                    if error.message_id in failing:
+                        raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
+                    self._failed(failing, error.message_id, str(error), error.__cause__)
+                else:
+                    self._count(taken)
+                    return taken
+
+    async def retry_due(self) -> bool:
+        """Try the parked events whose time has come; return whether there were any. Raises as ``settle``."""
+        async with self._turn:
+            return await self.retries.run_due()
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Let nothing take effect for a moment: what is under way ends first, what comes waits."""
+        async with self._turn:
+            yield
 
     def _failed(self, failing: dict[str, str], message_id: str, detail: str, cause: BaseException | None) -> None:
         failing[message_id] = detail

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -218,7 +219,7 @@ class Consumer:
                     self._wakened = anyio.Event()
                     if self._rewinds:
                         await self._rewind()
-                    retried = await self._retries.run_due()
+                    retried = await self.committing.retry_due()
                     batch = [] if self.suspended else self._next_batch()
                     if batch:
                         reach("consume.delivered")
@@ -279,6 +280,10 @@ class Consumer:
         self.turns += 1
         self.committed.pop(partition, None)
         self._wakened.set()
+
+    def still(self) -> AbstractAsyncContextManager[None]:
+        """Let nothing take effect for a moment; see ``Committing.still``."""
+        return self.committing.still()
 
     def look_again(self) -> None:
         """Say that parked events may be due earlier than was known."""

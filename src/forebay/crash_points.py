@@ -45,6 +45,12 @@ POINTS = {
     "answer.read": "a question is answered from the inbox, the answer is not sent",
     "answer.sent": "the answer is sent",
     "timer.taken": "in the transaction of a timer that fires, before its handler",
+    "rebuild.begun": "the tables beside are made, and nothing is replayed in this attempt",
+    "rebuild.applied": "a step's effects and its progress are written beside, before COMMIT",
+    "rebuild.stepped": "after that COMMIT",
+    "rebuild.swapping": "in the transaction that replaces the rows in use, before the first of them",
+    "rebuild.replaced": "they are replaced, before COMMIT",
+    "rebuild.swapped": "after that COMMIT, while the tables beside are still there",
     "timer.fired": "its handler has run, before COMMIT",
 }
 """Every crash point and what it lies between."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from forebay.protocol.archive import ArchiveQuestion
+from forebay.protocol.archive import ArchiveQuestion, ScanQuestion
 from forebay.transaction import Transaction
 
 
@@ -31,3 +32,51 @@ class Delivery(NamedTuple):
 
 ReadArchive = Callable[[Transaction, ArchiveQuestion], list[tuple[int, Delivery]]]
 """Returns what an archive has of a range of an epoch, ascending, each event with its sequence; at most ``limit``."""
+
+
+class Scanned(NamedTuple):
+    """A page of an archive in its own order: the events with their positions, and where to go on (``ScanAnswer``)."""
+
+    events: list[tuple[int, Delivery]]
+    position: int
+    end: int
+    more: bool
+
+
+ScanArchive = Callable[[Transaction, ScanQuestion, int], Scanned]
+"""Returns a page of an archive in its own order, with bodies of at most so many bytes together, or one event."""
+
+FindDeleted = Callable[[Transaction, ArchiveQuestion], list[tuple[int, int]]]
+"""Returns the places of a range of an epoch that an archive had and has deleted."""
+
+
+class ExportedPart(Protocol):
+    """One file of an export."""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def events(self) -> int:
+        """How many events it has."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """How large it is."""
+        ...
+
+
+ExportPart = Callable[[Transaction, Path, int], ExportedPart | None]
+"""Writes the next file of an export to a folder, of events that came before a time in milliseconds; None at the end."""
+
+
+class Archive(NamedTuple):
+    """What answers for an archive (C5), and exports it."""
+
+    read: ReadArchive
+    scan: ScanArchive
+    deleted: FindDeleted
+    export: ExportPart

@@ -57,7 +57,7 @@ class Filling:
             LinkError: the archive did not answer.
             StoreError: the database failed.
         """
-        if await self._store.read(_has_begun) or not await self._archive.is_there():
+        if await self._store.read(has_begun) or not await self._archive.is_there():
             return
         services = self._handlers.services
         async for page in self._archive.epochs():
@@ -95,7 +95,8 @@ def _watermark(tx: Transaction, origin: Origin, epoch: str) -> int:
     return int(rows[0]["watermark"]) if rows else 0
 
 
-def _has_begun(tx: Transaction) -> bool:
+def has_begun(tx: Transaction) -> bool:
+    """Whether a consumer has taken in what the archive had when it was new."""
     return tx.execute("select archive_taken_at from forebay_store")[0]["archive_taken_at"] is not None
 
 

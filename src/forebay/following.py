@@ -184,7 +184,7 @@ class Follower:
         """
         if not self._begun:
             await self._find_places()
-        done = await self.committing.retries.run_due()
+        done = await self.committing.retry_due()
         for followed in self._followed:
             done |= await self._read(followed)
         return done

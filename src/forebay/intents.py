@@ -26,6 +26,7 @@ from forebay.handlers import Handlers
 from forebay.intake import Failing, Taken
 from forebay.intent_box import IntentBox
 from forebay.parking import discard, retry
+from forebay.projection import ask, stop
 from forebay.registry import remove_node
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
@@ -77,7 +78,17 @@ class RemoveNode(msgspec.Struct, frozen=True, tag="remove-node"):
     why: str
 
 
-Intent = Retry | Discard | CloseHole | RemoveFollower | RemoveNode
+class RebuildProjection(msgspec.Struct, frozen=True, tag="rebuild"):
+    """Build the service's read model anew from the archive, or let a rebuild that stands go on."""
+
+    accept_lacking: bool = False
+
+
+class StopRebuild(msgspec.Struct, frozen=True, tag="stop-rebuild"):
+    """Give a rebuild up."""
+
+
+Intent = Retry | Discard | CloseHole | RemoveFollower | RemoveNode | RebuildProjection | StopRebuild
 
 
 class Reader(Protocol):
@@ -158,6 +169,10 @@ class Intents:
                     said = followers.remove(work, service, why) if followers else f"{self._name} emits nothing"
                 case RemoveNode(node=node, why=why):
                     said, taken = _remove(work, self._handlers, node, why, failing)
+                case RebuildProjection(accept_lacking=accept_lacking):
+                    said = ask(work, accept_lacking=accept_lacking)
+                case StopRebuild():
+                    said = stop(work)
             _record(work, name, intent, said)
             return taken
 

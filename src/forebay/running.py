@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from forebay.answering import Answering
 from forebay.archive_reading import ArchiveAnswering, ArchiveReader
+from forebay.backoff import Backoff
 from forebay.clock_offsets import ClockOffsets
 from forebay.closing import Closing
 from forebay.command import Destination
@@ -22,7 +25,7 @@ from forebay.confirming import Confirming
 from forebay.consumer import Consumer
 from forebay.destinations import Destinations
 from forebay.dispatching import STREAM, CommandRelay
-from forebay.errors import ConfigurationError, HeaderError
+from forebay.errors import ConfigurationError, ForebayError, HeaderError
 from forebay.filling import Filling
 from forebay.followed import FollowedLane
 from forebay.followers import Followers
@@ -34,12 +37,15 @@ from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
 from forebay.link import Link
 from forebay.losses import mend
+from forebay.needs import NeedsAnswering, ask_all
 from forebay.outbox import Outbox
 from forebay.parking import Whose
+from forebay.projection import declare
+from forebay.rebuilding import Rebuilding
 from forebay.receiving import CommandConsumer
 from forebay.registry import Registry
 from forebay.relay import Relay
-from forebay.service import Service, check_followed
+from forebay.service import AtWork, Service, check_followed
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
@@ -48,6 +54,8 @@ from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
 from forebay.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
 """The engine's own tables, the same in every service's database."""
@@ -101,6 +109,7 @@ class RunningService:
         self.settings = settings
         self.core = core
         self._known = declared.configured(settings)
+        declared.check_projection()
         declared.windows.check(self._known)
         self.outbox = Outbox(node, declared.name, declared.lanes, sends=node == core)
         self.relay: Relay | None = None
@@ -119,6 +128,8 @@ class RunningService:
         self.filling: Filling | None = None
         self._answering: Answering | None = None
         self._archive: ArchiveAnswering | None = None
+        self._rebuilding: Rebuilding | None = None
+        self._needs: NeedsAnswering | None = None
         self._publisher: Publisher | None = None
         self._command_publisher: Publisher | None = None
         self.command_relay: CommandRelay | None = None
@@ -199,10 +210,29 @@ class RunningService:
             archive = ArchiveReader(self._connection, self.name)
             closing = Closing(self.consumer, self.declared.handlers, store, archive)
             self.filling = Filling(self.consumer, self.declared.handlers, store, archive)
+            self._needs = NeedsAnswering(self.consumer, self.declared.handlers.services, store, self._connection)
             offsets = ClockOffsets(store) if self.declared.windows else None
             self._answering = Answering(self.consumer, closing, store, store_id, self._connection, offsets)
-            if self.declared.read_archive is not None:
-                self._archive = ArchiveAnswering(self.consumer, store, self._connection, self.declared.read_archive)
+            if self.declared.archive is not None:
+                self._archive = ArchiveAnswering(
+                    self.consumer, store, self._connection, self.declared.archive, store_id
+                )
+            if self.declared.projection is not None:
+                in_use = await opened.reclaiming.write(declare, self.declared.projection)
+                if in_use.version < in_use.declared:
+                    logger.warning("projection.outdated", extra={"service": self.name, **in_use._asdict()})
+                self._rebuilding = Rebuilding(
+                    self.declared.projection,
+                    self.consumer,
+                    self.declared.handlers,
+                    store,
+                    self.path,
+                    sets,
+                    self._connection,
+                    self.outbox,
+                    archive,
+                    self._known,
+                )
         if self.declared.handlers.takes_commands:
             self._take_commands(store, store_id)
         if self.declared.timers:
@@ -296,12 +326,15 @@ class RunningService:
                 await publisher.start()
         sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling, self.follower)
         commands = (self.destinations, self.command_relay, self._registry, self.commands, self._command_answering)
-        for part in (self.intents, *sending, *reading, *commands, self._archive, self.timers, *self._workers):
+        keeping = (self._needs, self._archive, self._rebuilding)
+        for part in (self.intents, *sending, *reading, *commands, *keeping, self.timers, *self._workers):
             if part is not None:
                 await tasks.start(part.run)
         if self._opened is not None:
             tasks.start_soon(self._opened.check)
             tasks.start_soon(self._end_when_damaged, self._opened)
+        for work in self.declared.beside:
+            tasks.start_soon(self._work, work)
 
     async def close(self) -> None:
         """Close the database and give up the lock; may be called at any stage, also twice."""
@@ -386,6 +419,21 @@ class RunningService:
             handlers = self.declared.handlers.joined(self.declared.following)
             box = IntentFolder(self.path) if self._url is None else IntentRows(self.store)
             self.intents = Intents(self.name, handlers, self.store, box, readers, followers)
+
+    async def _work(self, work: Callable[[AtWork], Awaitable[None]]) -> None:
+        """Do what the service does beside its handlers; what fails for what can pass is begun again."""
+        at_work = AtWork(self.store, self._known, self._scanned_within, partial(ask_all, self._connection))
+        backoff = Backoff(first=1.0, most=300.0)
+        while True:
+            try:
+                return await work(at_work)
+            except ForebayError as error:
+                logger.warning("service.work_paused", extra={"service": self.name, "reason": str(error)})
+            await anyio.sleep(backoff.next())
+
+    def _scanned_within(self, seconds: float) -> bool:
+        scanned_at = self._archive.scanned_at if self._archive is not None else None
+        return scanned_at is not None and anyio.current_time() - scanned_at < seconds
 
     async def _end_when_damaged(self, store: ServiceStore) -> None:
         """End the process once the database turns out to be damaged: opening it again salvages what can be read."""

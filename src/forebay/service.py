@@ -17,8 +17,8 @@ Example:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import litestar
 import msgspec
@@ -29,7 +29,7 @@ from litestar.params import JSONBody
 from litestar.types import AnyCallable
 
 from forebay.command import Command
-from forebay.delivery import ReadArchive
+from forebay.delivery import Archive
 from forebay.envelope import Message
 from forebay.errors import ConfigurationError
 from forebay.event import Event
@@ -38,6 +38,7 @@ from forebay.identity import checked_name
 from forebay.json_body import JsonBody, json_only
 from forebay.lanes import Lane
 from forebay.problems import problem_responses
+from forebay.protocol.needs import EpochNeed
 from forebay.saga import Sagas
 from forebay.timers import TimerHandler
 from forebay.unit_of_work import UnitOfWork, UnitStore
@@ -54,6 +55,23 @@ _MARKERS: dict[str, Any] = {"data": JSONBody, "store": NamedDependency, "setting
 """What Litestar wants to see around the types of these parameters."""
 
 
+class AtWork(NamedTuple):
+    """What a service's work beside its handlers and routes gets.
+
+    Attributes:
+        store: the service's.
+        settings: its own, of the type that it declares.
+        scanned_within: whether somebody read the archive in its own order in so many seconds.
+        unneeded: asks all consumers up to where nobody needs these epochs of the archive any more; it raises
+            ``LinkError`` where one of them does not answer.
+    """
+
+    store: UnitStore
+    settings: Any
+    scanned_within: Callable[[float], bool]
+    unneeded: Callable[[list[EpochNeed]], Awaitable[list[int]]]
+
+
 class Service:
     """A service's declaration.
 
@@ -61,9 +79,11 @@ class Service:
         name: its name; a token of its events' subjects, its folder under ``/`` in HTTP, and its consumer's name.
         lanes: the lanes that its events may use, highest priority first; none for a service that emits nothing.
         settings: the type of the table ``[<name>]`` of ``forebay.toml``; a msgspec Struct.
+        projection: the version of its read model, from 1, where its tables follow from events alone: then they can be
+            rebuilt (``forebay projection``). Raise it when the handlers make other tables of the same events.
 
     Raises:
-        ConfigurationError: the name is none, or a lane is there twice.
+        ConfigurationError: the name is none, a lane is there twice, or a read model has a version below 1.
 
     Example:
         >>> door = Service("door", lanes=[Lane("ledger", budget="8MiB"), Lane("telemetry", budget="1MiB")])
@@ -74,13 +94,17 @@ class Service:
         ['ledger', 'telemetry']
     """
 
-    def __init__(self, name: str, *, lanes: Sequence[Lane] = (), settings: type[Any] = dict) -> None:
+    def __init__(
+        self, name: str, *, lanes: Sequence[Lane] = (), settings: type[Any] = dict, projection: int | None = None
+    ) -> None:
         self.name = checked_name(name, "service")
         self.lanes = tuple(lanes)
         self.settings_type = settings
+        self.projection = projection
         self.handlers = Handlers()
         self.following = Handlers()
-        self.read_archive: ReadArchive | None = None
+        self.archive: Archive | None = None
+        self.beside: list[Callable[[AtWork], Awaitable[None]]] = []
         self.timers: dict[str, TimerHandler] = {}
         """What happens when a timer fires, by its owner (``forebay.timers``)."""
         self.windows = Windows()
@@ -90,6 +114,10 @@ class Service:
         names = [lane.name for lane in self.lanes]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"service {name!r} names a lane twice")
+        if projection is not None and projection < 1:
+            raise ConfigurationError(
+                f"service {name!r}: version {projection} of a read model is none", hint="1 or more"
+            )
 
     def on(self, event: type[Event] | type[Command], *, batch: bool = False) -> Callable[[H], H]:
         """Handle one version of an event, or of a command to this service: ``f(tx, event[, message])``.
@@ -282,10 +310,37 @@ class Service:
 
         return register
 
-    def reads_archive(self, function: ReadArchive) -> ReadArchive:
-        """Answer ``archive.read`` with ``f(tx, question)``; for the one service that keeps every event (C5)."""
-        self.read_archive = function
-        return function
+    def reads_archive(self, archive: Archive) -> None:
+        """Answer what is asked of the archive; for the one service that keeps every event (C5)."""
+        self.archive = archive
+
+    def alongside(self, work: Callable[[AtWork], Awaitable[None]]) -> None:
+        """Run ``work(at_work)`` while the service runs; where it fails for what can pass, it is begun again later."""
+        self.beside.append(work)
+
+    def check_projection(self) -> None:
+        """Refuse a version of a read model where the tables do not follow from events alone.
+
+        Raises:
+            ConfigurationError: it says what else the service does.
+        """
+        if self.projection is None:
+            return
+        whatever = {
+            "emits events": self.lanes,
+            "sets timers": self.timers,
+            "has windows": self.windows,
+            "follows services of its node": self.following,
+            "keeps every event": self.handlers.takes_everything,
+            "handles no event": not self.handlers,
+        }
+        for what, is_so in whatever.items():
+            if is_so:
+                raise ConfigurationError(
+                    f"service {self.name!r} declares a read model with a version, and {what}:"
+                    " its tables could not be rebuilt from the archive",
+                    hint="leave projection out, or give the read model a service of its own",
+                )
 
     def get(self, path: str, *, problems: Sequence[int] = (), **options: Any) -> Callable[[AnyCallable], AnyCallable]:
         """Serve ``GET /<service><path>``. A parameter ``store`` gets the service's ``UnitStore``.

@@ -14,6 +14,7 @@ import core.orders.app
 import core.sales.app
 from forebay import Service
 from forebay.problems import exception_handlers
+from forebay.projection import declare
 from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import Core, opened
 
@@ -40,6 +41,8 @@ async def open_core(folder: Path, service: Service, **settings: Any) -> AsyncIte
         lanes=service.lanes,
         settings=service.configured(settings),
     ) as core:
+        if service.projection is not None:
+            await core.store.write(declare, service.projection)
         yield core
 
 

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from forebay import crash_points
+from forebay.cli.archive import archive
 from forebay.cli.backup import backup, restore
 from forebay.cli.consumers import consumers
 from forebay.cli.contracts import contracts
@@ -26,6 +27,7 @@ from forebay.cli.inbox import inbox
 from forebay.cli.nodes import nodes
 from forebay.cli.outbox import outbox
 from forebay.cli.parked import parked
+from forebay.cli.projection import projection
 from forebay.cli.run import run
 from forebay.cli.sagas import sagas
 from forebay.cli.settings import defaults_of
@@ -73,6 +75,8 @@ for _command in (
     inbox,
     parked,
     gaps,
+    projection,
+    archive,
     consumers,
     sagas,
     contracts,

@@ -1,4 +1,4 @@
-"""What a consumer must fill from the archive: the exchanges on ``archive.read`` and ``archive.epochs`` as types (C5).
+"""What is read from the archive: the exchanges on ``archive.read``, ``.epochs`` and ``.scan`` as types (C5, F3).
 
 Bodies are JSON with ``"v": 1``; unknown fields are ignored.
 """
@@ -11,6 +11,7 @@ from forebay.protocol.confirmation import VERSION
 
 SUBJECT = "archive.read"
 EPOCHS_SUBJECT = "archive.epochs"
+SCAN_SUBJECT = "archive.scan"
 PAGE = 500
 """Events of one answer, at most; the archive may send fewer."""
 
@@ -44,6 +45,7 @@ class ArchiveAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
         incarnation, complete_to: the archive has read this stream up to this sequence.
         events: not all of them where ``more`` is set: ask again above the last.
         more: whether it has more of the range.
+        deleted: the places of the range that it had and has deleted since, both ends included.
     """
 
     v: int = VERSION
@@ -51,6 +53,7 @@ class ArchiveAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     complete_to: int
     events: list[ArchivedMessage]
     more: bool = False
+    deleted: list[tuple[int, int]] = []
 
 
 class EpochsQuestion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,4 +78,37 @@ class EpochsAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     v: int = VERSION
     epochs: list[ArchivedEpoch]
+    more: bool = False
+
+
+class ScanQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for events in the order in which they were archived, foreign producers' included.
+
+    Attributes:
+        after: the archive's position to go on behind; 0 for the beginning.
+        services: whose events are wanted; ``["*"]`` for all.
+    """
+
+    v: int = VERSION
+    after: int
+    services: list[str]
+    limit: int = PAGE
+
+
+class ScanAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A page of events.
+
+    Attributes:
+        store: the archive's store id: in another store the positions are others.
+        events: each with its position in the archive as its ``sequence``.
+        position: the ``after`` of the next question.
+        end: the position of the last event that was archived.
+        more: whether there are further events of these services.
+    """
+
+    v: int = VERSION
+    store: str
+    events: list[ArchivedMessage]
+    position: int
+    end: int
     more: bool = False

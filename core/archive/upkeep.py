@@ -1,0 +1,106 @@
+"""What the archive does by itself beside keeping events: exporting the days that are over, and its retention."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from core.archive.event import now
+from core.archive.export import DAY, export_part
+from core.archive.retention import Limits, candidates, delete, epochs_in, unneeded
+from forebay.errors import ConfigurationError
+from forebay.jetstream.topology.units import SECOND, parse_duration, parse_size
+from forebay.service import AtWork
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 60.0
+"""Seconds between looks."""
+
+SCANNED = 3600.0
+"""Seconds for which nothing is deleted after somebody read in the archive's own order: a rebuild may be under way."""
+
+PAUSE = 0.05
+"""Seconds between two steps."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table ``[archive]``.
+
+    Attributes:
+        keep: how long events are kept, such as ``"400d"``; for ever where nothing is said.
+        keep_bytes: how large the database may grow before the oldest go, such as ``"20GiB"``.
+        export: the folder to export to, below the process's unless it is absolute; nothing is deleted before it.
+    """
+
+    keep: str | None = None
+    keep_bytes: str | int | None = None
+    export: str | None = None
+
+    def limits(self) -> Limits:
+        """Return what they mean.
+
+        Raises:
+            ConfigurationError: one of them cannot be read.
+        """
+        try:
+            return Limits(
+                parse_duration(self.keep) / SECOND if self.keep is not None else None,
+                parse_size(self.keep_bytes) if self.keep_bytes is not None else None,
+                Path(self.export) if self.export is not None else None,
+            )
+        except ValueError as error:
+            raise ConfigurationError(f"[archive] in forebay.toml: {error}") from error
+
+
+async def look_after(at_work: AtWork) -> None:
+    """Export and delete, again and again; what fails is tried again with the next look."""
+    settings: Settings = at_work.settings
+    limits = settings.limits()
+    while True:
+        await export_days(at_work, limits)
+        await trim(at_work, limits)
+        await anyio.sleep(INTERVAL)
+
+
+async def export_days(at_work: AtWork, limits: Limits) -> int:
+    """Export the days that are over; return how many files that made.
+
+    Raises:
+        ConfigurationError: the folder cannot be used.
+    """
+    count = 0
+    while limits.export is not None:
+        part = await at_work.store.read(export_part, limits.export, now() // DAY * DAY)
+        if part is None:
+            break
+        count += 1
+        logger.info("archive.exported", extra={"file": part.file, "events": part.events, "bytes": part.bytes})
+    return count
+
+
+async def trim(at_work: AtWork, limits: Limits) -> int:
+    """Delete what the limits let go and nobody needs; return how many events that were.
+
+    Raises:
+        LinkError: a consumer does not say what it needs.
+        StoreError: the database failed.
+    """
+    count = 0
+    while limits.keep is not None or limits.keep_bytes is not None:
+        if at_work.scanned_within(SCANNED):
+            break
+        events = await at_work.store.read(candidates, limits)
+        epochs = epochs_in(events)
+        gone = unneeded(events, epochs, await at_work.unneeded(epochs)) if epochs else events
+        if not gone:
+            break
+        await at_work.store.write(delete, gone)
+        count += len(gone)
+        await anyio.sleep(PAUSE)
+    if count:
+        logger.warning("archive.trimmed", extra={"events": count})
+    return count
