@@ -11,7 +11,7 @@ from core.archive.deletions import deleted
 from core.archive.event import INSERT, ArchivedEvent, now, to_row
 from core.archive.export import export_part
 from core.archive.queries import Filter, Page, between, one_each, page, scan
-from core.archive.upkeep import Settings, look_after
+from core.archive.upkeep import INTERVAL, Settings, look_after
 from forebay import Message, Service, UnitOfWork, UnitStore
 from forebay.delivery import Archive
 from forebay.identity import NAME
@@ -34,7 +34,7 @@ def keep(tx: UnitOfWork, messages: list[Message]) -> None:
 
 archive.repeated(compare)
 archive.reads_archive(Archive(read=between, scan=scan, deleted=deleted, export=export_part))
-archive.alongside(look_after)
+archive.works(every=INTERVAL, after_commits=False)(look_after)
 
 
 @archive.get("/events", problems=(422, 503))

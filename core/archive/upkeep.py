@@ -13,7 +13,7 @@ from core.archive.export import DAY, export_part
 from core.archive.retention import Limits, candidates, delete, epochs_in, unneeded
 from forebay.errors import ConfigurationError
 from forebay.jetstream.topology.units import SECOND, parse_duration, parse_size
-from forebay.service import AtWork
+from forebay.worker import AtWork, Work
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +56,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigurationError(f"[archive] in forebay.toml: {error}") from error
 
 
-async def look_after(at_work: AtWork) -> None:
-    """Export and delete, again and again; what fails is tried again with the next look."""
+def look_after(at_work: AtWork) -> Work:
+    """Export and delete, once in each interval; what fails is tried again."""
     settings: Settings = at_work.settings
     limits = settings.limits()
-    while True:
+
+    async def look() -> bool:
         await export_days(at_work, limits)
         await trim(at_work, limits)
-        await anyio.sleep(INTERVAL)
+        return False
+
+    return look
 
 
 async def export_days(at_work: AtWork, limits: Limits) -> int:

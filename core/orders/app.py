@@ -17,7 +17,7 @@ from core.orders.paying import Payments
 from core.orders.stand_in import StandIn
 from forebay import Lane, Service, Transaction, UnitOfWork, UnitStore
 from forebay.problems import ProblemError
-from forebay.worker import Work
+from forebay.worker import AtWork, Work
 
 orders = Service("orders", lanes=[Lane("ledger", budget="512MiB")], settings=OrderSettings)
 orders.runs(SAGAS)
@@ -74,9 +74,10 @@ async def get_order(order: FromPath[str], store: UnitStore) -> Order:
 
 
 @orders.works(every=1.0)
-def paying(store: UnitStore, settings: OrderSettings) -> Work:
+def paying(at_work: AtWork) -> Work:
     """Ask the payment provider for what the sagas want."""
-    return Payments(StandIn(settings.stand_in), store, settings).settle
+    settings: OrderSettings = at_work.settings
+    return Payments(StandIn(settings.stand_in), at_work.store, settings).settle
 
 
 def place_order(tx: UnitOfWork, new: NewOrder) -> Placed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.resources import files
@@ -16,7 +16,6 @@ from anyio.abc import TaskGroup
 
 from forebay.answering import Answering
 from forebay.archive_reading import ArchiveAnswering, ArchiveReader
-from forebay.backoff import Backoff
 from forebay.clock_offsets import ClockOffsets
 from forebay.closing import Closing
 from forebay.command import Destination
@@ -25,7 +24,7 @@ from forebay.confirming import Confirming
 from forebay.consumer import Consumer
 from forebay.destinations import Destinations
 from forebay.dispatching import STREAM, CommandRelay
-from forebay.errors import ConfigurationError, ForebayError, HeaderError
+from forebay.errors import ConfigurationError, HeaderError
 from forebay.filling import Filling
 from forebay.followed import FollowedLane
 from forebay.followers import Followers
@@ -45,7 +44,7 @@ from forebay.rebuilding import Rebuilding
 from forebay.receiving import CommandConsumer
 from forebay.registry import Registry
 from forebay.relay import Relay
-from forebay.service import AtWork, Service, check_followed
+from forebay.service import Service, check_followed
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
@@ -53,7 +52,7 @@ from forebay.stores import ServiceStore, postgres_store
 from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
-from forebay.worker import Worker
+from forebay.worker import AtWork, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -238,10 +237,12 @@ class RunningService:
         if self.declared.timers:
             self.timers = Timers(self.declared.timers, store)
             self._subscriptions.append(opened.on_commit(self.timers.wake))
-        for make, every in self.declared.workers:
-            worker = Worker(f"{self.name}.{make.__name__}", make(store, self._known), every=every)
+        at_work = AtWork(store, self._known, self._scanned_within, partial(ask_all, self._connection))
+        for each in self.declared.workers:
+            worker = Worker(f"{self.name}.{each.make.__name__}", each.make(at_work), every=each.every)
             self._workers.append(worker)
-            self._subscriptions.append(opened.on_commit(worker.wake))
+            if each.after_commits:
+                self._subscriptions.append(opened.on_commit(worker.wake))
 
     async def follow(self, services: Mapping[str, RunningService]) -> None:
         """Follow the services that it declares; all that run in the process are open, and none has started.
@@ -333,8 +334,6 @@ class RunningService:
         if self._opened is not None:
             tasks.start_soon(self._opened.check)
             tasks.start_soon(self._end_when_damaged, self._opened)
-        for work in self.declared.beside:
-            tasks.start_soon(self._work, work)
 
     async def close(self) -> None:
         """Close the database and give up the lock; may be called at any stage, also twice."""
@@ -419,17 +418,6 @@ class RunningService:
             handlers = self.declared.handlers.joined(self.declared.following)
             box = IntentFolder(self.path) if self._url is None else IntentRows(self.store)
             self.intents = Intents(self.name, handlers, self.store, box, readers, followers)
-
-    async def _work(self, work: Callable[[AtWork], Awaitable[None]]) -> None:
-        """Do what the service does beside its handlers; what fails for what can pass is begun again."""
-        at_work = AtWork(self.store, self._known, self._scanned_within, partial(ask_all, self._connection))
-        backoff = Backoff(first=1.0, most=300.0)
-        while True:
-            try:
-                return await work(at_work)
-            except ForebayError as error:
-                logger.warning("service.work_paused", extra={"service": self.name, "reason": str(error)})
-            await anyio.sleep(backoff.next())
 
     def _scanned_within(self, seconds: float) -> bool:
         scanned_at = self._archive.scanned_at if self._archive is not None else None

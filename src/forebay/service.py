@@ -17,8 +17,8 @@ Example:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import litestar
 import msgspec
@@ -38,14 +38,13 @@ from forebay.identity import checked_name
 from forebay.json_body import JsonBody, json_only
 from forebay.lanes import Lane
 from forebay.problems import problem_responses
-from forebay.protocol.needs import EpochNeed
 from forebay.saga import Sagas
 from forebay.timers import TimerHandler
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from forebay.window import IDLE, Kind, Lateness, TimeOf, Window, ordering_key
 from forebay.windowing import OWNER as WINDOWS
 from forebay.windowing import Windows
-from forebay.worker import MakeWork
+from forebay.worker import Employed, MakeWork
 
 E = TypeVar("E", bound=Event)
 H = TypeVar("H", bound=Handler)
@@ -53,23 +52,6 @@ S = TypeVar("S")
 
 _MARKERS: dict[str, Any] = {"data": JSONBody, "store": NamedDependency, "settings": NamedDependency}
 """What Litestar wants to see around the types of these parameters."""
-
-
-class AtWork(NamedTuple):
-    """What a service's work beside its handlers and routes gets.
-
-    Attributes:
-        store: the service's.
-        settings: its own, of the type that it declares.
-        scanned_within: whether somebody read the archive in its own order in so many seconds.
-        unneeded: asks all consumers up to where nobody needs these epochs of the archive any more; it raises
-            ``LinkError`` where one of them does not answer.
-    """
-
-    store: UnitStore
-    settings: Any
-    scanned_within: Callable[[float], bool]
-    unneeded: Callable[[list[EpochNeed]], Awaitable[list[int]]]
 
 
 class Service:
@@ -104,11 +86,10 @@ class Service:
         self.handlers = Handlers()
         self.following = Handlers()
         self.archive: Archive | None = None
-        self.beside: list[Callable[[AtWork], Awaitable[None]]] = []
         self.timers: dict[str, TimerHandler] = {}
         """What happens when a timer fires, by its owner (``forebay.timers``)."""
         self.windows = Windows()
-        self.workers: list[tuple[MakeWork, float]] = []
+        self.workers: list[Employed] = []
         """What it does outside its store, and after how many seconds at the latest (``forebay.worker``)."""
         self._routes: list[HTTPRouteHandler] = []
         names = [lane.name for lane in self.lanes]
@@ -297,15 +278,15 @@ class Service:
             self.on_timer(owner)(handler)
         return sagas
 
-    def works(self, *, every: float = 1.0) -> Callable[[MakeWork], MakeWork]:
+    def works(self, *, every: float = 1.0, after_commits: bool = True) -> Callable[[MakeWork], MakeWork]:
         """Do something outside the store, after commits and every so many seconds: see ``forebay.worker``.
 
-        ``f(store, settings)`` is called once, when the service starts, and returns the work: a function that does, at
-        ``await work()``, what is wanted then, and returns whether there was anything to do.
+        ``f(at_work)`` is called once, when the service starts, and returns the work: a function that does, at ``await
+        work()``, what is wanted then, and returns whether there was anything to do.
         """
 
         def register(function: MakeWork) -> MakeWork:
-            self.workers.append((function, every))
+            self.workers.append(Employed(function, every, after_commits))
             return function
 
         return register
@@ -313,10 +294,6 @@ class Service:
     def reads_archive(self, archive: Archive) -> None:
         """Answer what is asked of the archive; for the one service that keeps every event (C5)."""
         self.archive = archive
-
-    def alongside(self, work: Callable[[AtWork], Awaitable[None]]) -> None:
-        """Run ``work(at_work)`` while the service runs; where it fails for what can pass, it is begun again later."""
-        self.beside.append(work)
 
     def check_projection(self) -> None:
         """Refuse a version of a read model where the tables do not follow from events alone.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import TaskStatus
 
 from forebay.backoff import Backoff
+from forebay.protocol.needs import EpochNeed
 from forebay.unit_of_work import UnitStore
 
 logger = logging.getLogger(__name__)
@@ -22,19 +23,51 @@ logger = logging.getLogger(__name__)
 Work = Callable[[], Awaitable[bool]]
 """``await work()`` does what is wanted now and returns whether there was anything to do."""
 
-MakeWork = Callable[[UnitStore, Any], Work]
-"""``make(store, settings)`` returns a service's work; called once, when the service starts."""
+
+class AtWork(NamedTuple):
+    """What a service's work gets.
+
+    Attributes:
+        store: the service's.
+        settings: its own, of the type that it declares.
+        scanned_within: whether somebody read the archive in its own order in so many seconds; for an archive.
+        unneeded: asks all consumers up to where nobody needs these epochs of the archive any more; it raises
+            ``LinkError`` where one of them does not answer.
+    """
+
+    store: UnitStore
+    settings: Any
+    scanned_within: Callable[[float], bool]
+    unneeded: Callable[[list[EpochNeed]], Awaitable[list[int]]]
+
+
+MakeWork = Callable[[AtWork], Work]
+"""Returns a service's work; called once, when the service starts."""
+
+
+class Employed(NamedTuple):
+    """A work that a service declares.
+
+    Attributes:
+        make: makes it.
+        every: seconds after which it is called at the latest: what was put off may be due.
+        after_commits: whether it is called after commits, too.
+    """
+
+    make: MakeWork
+    every: float
+    after_commits: bool
 
 
 class Worker:
-    """Calls a service's work after commits, and when its time has come. Start it with ``run``.
+    """Calls a service's work when its time has come, and when it is woken. Start it with ``run``.
 
     A call that raises is logged and repeated after a pause that grows to a minute.
 
     Args:
         name: in log lines.
         work: what it does.
-        every: seconds after which it is called though nothing was committed: what was put off may be due.
+        every: seconds after which it is called though nobody woke it.
     """
 
     def __init__(self, name: str, work: Work, *, every: float) -> None:

@@ -21,8 +21,8 @@ from forebay.intents import RebuildProjection
 from forebay.needs import ask_all
 from forebay.outbox import Outbox
 from forebay.protocol.needs import EpochNeed
-from forebay.service import AtWork
 from forebay.testing.nats_server import NatsServer
+from forebay.worker import AtWork
 from tests.integration.arrivals import NEW, OLD, SALE, Core, Stream
 from tests.integration.rig import eventually, rows
 from tests.integration.test_rebuilding import audit, core, event
