@@ -219,7 +219,10 @@ class RunningService:
             if self.declared.projection is not None:
                 in_use = await opened.reclaiming.write(declare, self.declared.projection)
                 if in_use.version < in_use.declared:
-                    logger.warning("projection.outdated", extra={"service": self.name, **in_use._asdict()})
+                    logger.warning(
+                        "projection.outdated",
+                        extra={"service": self.name, "version": in_use.version, "declared": in_use.declared},
+                    )
                 self._rebuilding = Rebuilding(
                     self.declared.projection,
                     self.consumer,

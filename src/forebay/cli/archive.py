@@ -14,6 +14,7 @@ from forebay.errors import ConfigurationError
 from forebay.project import Project, load_services
 
 DAY = 24 * 3600 * 1000
+"""Milliseconds of a day."""
 
 
 @click.group()
