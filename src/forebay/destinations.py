@@ -70,7 +70,7 @@ class DestinationConfirming(Confirming):
         self.due = 0.0
         self.busy = False
         self._answered = Backoff(first=0.1, most=5.0)
-        self._silent = Backoff(first=0.5, most=MOST_INTERVAL)
+        self._silent = Backoff(first=1.0, most=MOST_INTERVAL)
         self.away: str | None = None
 
     @property

@@ -85,6 +85,7 @@ class CommandConsumer(Consumer):
         check_claim(durable, info, self._store_id)
         self.incarnation = incarnation
         self._broken = None
+        self.turns += 1
         self.committed.clear()
         await self._store.write(forget_causes, CAUSES_KEPT)
         await self._retries.look()

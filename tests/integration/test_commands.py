@@ -20,6 +20,7 @@ from forebay.jetstream.topology.registering import register
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from forebay.unit_of_work import UnitStore
+from tests import stores
 from tests.integration.rig import apply, connected, eventually, rows, serving, started
 
 NODE = "store-330"
@@ -260,6 +261,13 @@ async def test_s4_a_lost_streams_durables_are_made_again_by_the_core_that_knows_
         await eventually(lambda: _is(done(node.store), [1, 2, 3, 4, 5]), limit=60)
 
 
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores are files, whose copies are backups."""
+    monkeypatch.setattr(stores, "_chosen", "sqlite")
+
+
+@pytest.mark.usefixtures("files")
 async def test_b1_a_restored_node_does_again_what_its_backup_did_not_know_and_the_core_acts_once(
     system: System,
 ) -> None:
@@ -283,6 +291,7 @@ async def test_b1_a_restored_node_does_again_what_its_backup_did_not_know_and_th
             await eventually(lambda: _is(rows(core.store, numbers), [(each,) for each in range(1, 8)]))
 
 
+@pytest.mark.usefixtures("files")
 async def test_o2_a_restored_core_sends_on_in_a_new_epoch_and_the_node_does_not_wait_for_ever(system: System) -> None:
     database = system.folder / "core" / "orders.db"
     async with system.node() as node:
