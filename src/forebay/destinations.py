@@ -97,6 +97,7 @@ class DestinationConfirming(Confirming):
                     extra={"service": self._outbox.service, "destination": self.destination, "reason": str(error)},
                 )
             self.away = str(error)
+            self._claimed = None  # it may be another durable when it answers again
             self._next(self._silent.next(), hurried=False)
             return not await self._store.read(self._anything)  # it was removed meanwhile
         await self.free()
@@ -131,6 +132,7 @@ class DestinationConfirming(Confirming):
         # Looked at after the question was prepared: what it says was forwarded is not beyond this end.
         state = await stream_state(self._connection, STREAM)
         if state.created != self._relay.incarnation:
+            self._claimed = None  # its durables are others
             self._relay.doubt_stream()
         return msgspec.json.encode(msgspec.structs.replace(question, incarnation=state.created, stream_end=state.last))
 

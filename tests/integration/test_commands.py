@@ -12,7 +12,7 @@ from forebay import Command, Event, Lane, Message, Service, UnitOfWork
 from forebay.command import Destination
 from forebay.dispatching import CommandRelay
 from forebay.errors import BudgetSpentError
-from forebay.intents import RemoveNode
+from forebay.intents import RemoveNode, Retry
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
 from forebay.jetstream.streams import api_request, consumer_info
@@ -259,6 +259,13 @@ async def test_s4_a_lost_streams_durables_are_made_again_by_the_core_that_knows_
             await apply(connection, "orders", services=["stock"])
         await core.store.write(send, 4, 5)
         await eventually(lambda: _is(done(node.store), [1, 2, 3, 4, 5]), limit=60)
+        async with connected(system.server.url, node="admin") as connection:
+
+            async def claimed() -> bool:
+                durable = await consumer_info(connection, "COMMANDS", f"{NODE}-stock")
+                return "forebay.store" in durable.metadata
+
+            await eventually(claimed)
 
 
 @pytest.fixture
@@ -404,6 +411,57 @@ async def test_a_removed_nodes_commands_are_dropped_and_its_holes_are_gaps(syste
         assert await rows(core.store, "select first, last from forebay_dropped") == [(1, 4)]
         why = "select node, service, removed_why from forebay_destination"
         assert await rows(core.store, why) == [(NODE, "stock", "closed for good")]
+
+
+@pytest.mark.usefixtures("files")
+async def test_b4_what_neither_core_nor_stream_has_any_more_is_a_gap_on_the_node_and_the_rest_goes_on(
+    system: System,
+) -> None:
+    database = system.folder / NODE / "stock.db"
+    async with system.core(grace=0.5) as core:
+        await core.store.write(send, 1, 2)
+        async with system.node() as node:
+            await eventually(lambda: _is(done(node.store), [1, 2]))
+        backup = database.read_bytes()
+        await core.store.write(send, 3, 5)
+        async with system.node() as node:
+            await eventually(lambda: _is(done(node.store), [1, 2, 3, 4, 5]))
+            await eventually(lambda: _is(left(core.store), 0), limit=40)
+        _restore(database, backup)
+        async with connected(system.server.url, node="admin") as connection:
+            await api_request(connection, "STREAM.DELETE.COMMANDS")
+            await apply(connection, "orders", services=["stock"])
+            await enlist(connection)
+        await core.store.write(send, 6, 6)
+        async with system.node() as node:
+            await eventually(lambda: _is(done(node.store), [1, 2, 6]), limit=60)
+            gaps = "select node, service, first, last, kind from forebay_gap"
+            assert await rows(node.store, gaps) == [("core", "orders", 3, 5, "gap")]
+
+
+async def test_s1_a_parked_command_that_expires_meanwhile_is_not_done_when_it_is_tried_again(system: System) -> None:
+    failing = True
+    declared = Service("stock", lanes=[Lane("ledger", budget="8MiB")])
+
+    @declared.on(Reserve)
+    def reserve(tx: UnitOfWork, command: Reserve) -> None:
+        if failing and command.number == 1:
+            raise RuntimeError("the shelf is stuck")
+        tx.execute("insert into done (number) values (:number)", number=command.number)
+
+    async with system.core() as core, system.node(declared=declared) as node:
+        soon = datetime.now(UTC) + timedelta(hours=1)
+        await core.store.write(send, 1, 1, NODE, soon)
+        await core.store.write(send, 2, 2)
+        await eventually(lambda: _is(_count(node.store, "forebay_parked"), 2))  # the second waits behind its key
+        declared.handlers.now = lambda: soon + timedelta(seconds=1)
+        failing = False
+        assert node.intents is not None
+        (first,) = await rows(node.store, "select min(id) from forebay_parked")
+        await node.intents.execute(Retry(first[0]))
+        await eventually(lambda: _is(done(node.store), [2]))
+        assert await _count(node.store, "forebay_expired") == 1
+        assert await _count(node.store, "forebay_parked") == 0
 
 
 def _restore(database: Path, backup: bytes) -> None:
