@@ -24,8 +24,11 @@ from forebay.jetstream.topology.removal import Removal
 from forebay.project import Project, load_services
 
 _WAITING = """
-    select o.destination, count(*) as commands from forebay_outbox r join forebay_epoch e on e.id = r.epoch
-    join forebay_origin o on o.id = e.origin where o.destination <> '' group by o.destination"""
+    select o.destination, o.confirmed as freed,
+      (select count(*) from forebay_outbox r join forebay_epoch e on e.id = r.epoch where e.origin = o.id) as on_disk,
+      (select max(b.confirmed) from forebay_book b where b.origin = o.id) as confirmed
+    from forebay_origin o where o.destination <> '' and o.bytes > 0"""
+"""What is confirmed stays on the disk for its grace; how much of it that is, the books say as they last stood."""
 
 
 @click.group()
@@ -74,7 +77,8 @@ def ls(data: Path, store: str | None, url: str, as_json: bool) -> None:
     """List the nodes that are registered, those that were removed, and what waits on this disk for each.
 
     waiting: commands in the stream that the node has not read; unconfirmed: commands in the outboxes of this data
-    folder; store: the database that reads for it, none before it was first heard of.
+    folder that the node has not confirmed, as the books last stood; store: the database that reads for it, none before
+    it was first heard of.
     """
 
     async def work(request: Request) -> tuple[list[Registered], dict[str, Removal]]:
@@ -84,7 +88,8 @@ def ls(data: Path, store: str | None, url: str, as_json: bool) -> None:
     for found in databases(data, store=store) if store or data.is_dir() else ():
         for row in found.rows(_WAITING):
             node, _, service = row["destination"].partition("/")
-            here[node, service] = here.get((node, service), 0) + row["commands"]
+            kept = max(0, (row["confirmed"] or 0) - row["freed"])
+            here[node, service] = here.get((node, service), 0) + max(0, row["on_disk"] - kept)
     known, gone = run_requests(url, work)
     rows: list[dict[str, Any]] = [
         {
