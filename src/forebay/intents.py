@@ -1,4 +1,4 @@
-"""What a person asks of a consumer's state: recorded by the command line or HTTP, executed by its reader alone (S7).
+"""What a person asks of a service's state: recorded by the command line or HTTP, executed by its process alone (S7).
 
 The command line leaves an intent where it waits (``intent_box``); the process that reads takes it within ``INTERVAL``,
 or at its next start. The outcome stands in the database, under the intent's name, and an intent is executed once
@@ -28,6 +28,7 @@ from forebay.intent_box import IntentBox
 from forebay.parking import discard, retry
 from forebay.projection import ask, stop
 from forebay.registry import remove_node
+from forebay.relay import Relay
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
@@ -88,7 +89,11 @@ class StopRebuild(msgspec.Struct, frozen=True, tag="stop-rebuild"):
     """Give a rebuild up."""
 
 
-Intent = Retry | Discard | CloseHole | RemoveFollower | RemoveNode | RebuildProjection | StopRebuild
+class RetryWithheld(msgspec.Struct, frozen=True, tag="retry-withheld"):
+    """Send again now what the broker refused for itself: its limits have changed (O4)."""
+
+
+Intent = Retry | Discard | CloseHole | RemoveFollower | RemoveNode | RebuildProjection | StopRebuild | RetryWithheld
 
 
 class Reader(Protocol):
@@ -110,6 +115,7 @@ class Intents:
         box: where they wait.
         readers: the service's own; none for one that only emits.
         followers: who follows it, where it emits.
+        relay: what sends its events, where it emits.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class Intents:
         box: IntentBox,
         readers: Sequence[Reader],
         followers: Followers | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self._name = name
         self._handlers = handlers
@@ -127,6 +134,7 @@ class Intents:
         self._box = box
         self._readers = list(readers)
         self._followers = followers
+        self._relay = relay
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Look for what waits until cancelled."""
@@ -173,6 +181,13 @@ class Intents:
                     said = ask(work, accept_lacking=accept_lacking)
                 case StopRebuild():
                     said = stop(work)
+                case RetryWithheld():
+                    withheld = self._relay.withheld if self._relay is not None else 0
+                    said = (
+                        f"{withheld} withheld events are tried again now"
+                        if withheld
+                        else f"{self._name} withholds nothing"
+                    )
             _record(work, name, intent, said)
             return taken
 
@@ -184,6 +199,8 @@ class Intents:
             reader.look_again()
         if isinstance(intent, RemoveFollower) and self._followers is not None:
             await self._followers.removed()
+        if isinstance(intent, RetryWithheld) and self._relay is not None:
+            self._relay.retry_withheld()
         logger.warning("consumer.intent_executed", extra={"consumer": self._name, "outcome": said})
         return said
 

@@ -1,4 +1,4 @@
-"""``/ops``: what could not take effect and what is missing, per consumer, over HTTP; and what to do about it."""
+"""``/ops``: what could not take effect or be sent and what is missing, over HTTP; and what to do about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from forebay.gaps import Missing, holes, recorded
 from forebay.identity import NAME
-from forebay.intents import CloseHole, Discard, Intents, Retry
+from forebay.intents import CloseHole, Discard, Intents, Retry, RetryWithheld
 from forebay.json_body import JsonBody, json_only
 from forebay.parking import listed
 from forebay.problems import ProblemError, invalid, phrase, problem_responses
@@ -73,8 +73,9 @@ Limit = Annotated[int, QueryParameter(ge=1, le=MAX_ROWS, description="Rows, at m
 
 
 def operations(services: Sequence[RunningService]) -> Router:
-    """Return the routes below ``/ops`` for the consumers of a process."""
+    """Return the routes below ``/ops`` for the services of a process."""
     consumers = {service.name: service for service in services if service.reads}
+    senders = {service.name: service for service in services if service.relay is not None}
 
     def found(name: str) -> tuple[RunningService, Intents]:
         service = consumers.get(name)
@@ -125,7 +126,15 @@ def operations(services: Sequence[RunningService]) -> Router:
         hole = CloseHole(data.node, data.service, data.epoch, data.first, data.last, data.reason)
         return Outcome(await found(consumer)[1].execute(hole))
 
-    handlers: list[Any] = [list_parked, retry_parked, discard_parked, list_gaps, close_gap]
+    @post("/{service:str}/withheld/retry", status_code=200, responses=problem_responses([404, 503]))
+    async def retry_withheld(service: FromPath[str]) -> Outcome:
+        """Send again now what the broker refused for itself; the lanes go on meanwhile."""
+        sender = senders.get(service)
+        if sender is None or sender.intents is None:
+            raise ProblemError(404, phrase(404), f"no service {service!r} with an outbox runs here", field="service")
+        return Outcome(await sender.intents.execute(RetryWithheld()))
+
+    handlers: list[Any] = [retry_withheld, list_parked, retry_parked, discard_parked, list_gaps, close_gap]
     return Router(path="/ops", route_handlers=handlers, tags=["operations"])
 
 

@@ -181,6 +181,7 @@ class Relay:
         while self._connection.connected and self._connection.generation == generation:
             self._wakened = anyio.Event()
             if self.withheld and self._clock() >= self._look_at:
+                await self._connection.look_at_max_payload()
                 await self._check_stream()
             if await self._send_next():
                 continue

@@ -417,10 +417,10 @@ class RunningService:
         if followers is not None:
             await followers.load()
         readers = [each for each in (self.consumer, self.commands, self.follower) if each is not None]
-        if readers or self.command_relay is not None or (followers is not None and followers.absent):
+        if readers or self.relay is not None or self.command_relay is not None:
             handlers = self.declared.handlers.joined(self.declared.following)
             box = IntentFolder(self.path) if self._url is None else IntentRows(self.store)
-            self.intents = Intents(self.name, handlers, self.store, box, readers, followers)
+            self.intents = Intents(self.name, handlers, self.store, box, readers, followers, self.relay)
 
     def _scanned_within(self, seconds: float) -> bool:
         scanned_at = self._archive.scanned_at if self._archive is not None else None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import httpx
 import msgspec
 
 from forebay import Event, Message, Service, UnitOfWork
+from forebay.application import build_application
 from forebay.confirming import Confirming
 from forebay.errors import LinkError
 from forebay.jetstream.connection import Connection
@@ -32,6 +34,7 @@ from tests.integration.rig import (
     started,
     until,
 )
+from tests.services.command_line import forebay
 
 SMALL, LARGE = "max_payload: 8192\n", "max_payload: 1048576\n"
 BIG = "x" * 20_000
@@ -141,15 +144,43 @@ async def test_a_server_whose_limit_is_lowered_while_it_runs_costs_one_connectio
         async with serving(door(), connection, tmp_path) as service:
             await service.store.write(letters, ["a"])
             await until(lambda: relay_of(service).published == 1)
-            configuration = server.folder / "nats-server.conf"
-            configuration.write_text(configuration.read_text().replace(LARGE, SMALL))
-            assert server.pid is not None
-            os.kill(server.pid, signal.SIGHUP)
-            await until(lambda: "Reloaded server configuration" in server.log.read_text())
+            server.extra = SMALL
+            await server.reload()
             ids = await service.store.write(letters, [BIG, "b"])
             await eventually(lambda: _is(service, [2]), 30)
             await until(lambda: str(relay_of(service).lanes["ledger"].sent) == ids[-1], 30)
             assert (await stored(connection))[-1] == ids[-1]
+            server.extra = LARGE
+            await server.reload()  # which it tells nobody who is connected
+            generation = connection.generation
+            relay_of(service).retry_withheld()
+            await eventually(lambda: _stored(connection, ids[0]))
+            assert connection.generation == generation
+
+
+async def test_a_person_has_withheld_events_tried_again_by_command_and_over_http_o4(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection, max_msg_size=8192)
+        async with serving(door(), connection, tmp_path / "nodes") as service:
+            app: Any = build_application([service], lambda: True, "1")
+            retry = partial(forebay, tmp_path, "outbox", "retry", FOREBAY_DATA=str(tmp_path))
+            assert (await anyio.to_thread.run_sync(retry)).stdout == "nothing is withheld\n"
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://node") as http:
+                assert (await http.post("/ops/window/withheld/retry")).status_code == 404
+                assert (await http.get("/ops/door/parked")).status_code == 404
+                answer = await http.post("/ops/door/withheld/retry")
+                assert answer.json() == {"outcome": "door withholds nothing"}
+                ids = await service.store.write(letters, [BIG, "b"])
+                await eventually(lambda: _is(service, [1]))
+                config = (await stream_state(connection, "EVENTS")).config
+                await api_request(connection, "STREAM.UPDATE.EVENTS", {**config, "max_msg_size": -1})
+                answer = await http.post("/ops/door/withheld/retry")
+                assert answer.json() == {"outcome": "1 withheld events are tried again now"}
+                await eventually(lambda: _stored(connection, ids[0]))
+            said = await anyio.to_thread.run_sync(retry)
+            assert said.stdout == "house-1 door: 1 withheld events are tried again now\n"  # until it is confirmed
 
 
 async def test_a_refusal_of_the_stream_withholds_nothing_o4(nats_server: NatsServer, tmp_path: Path) -> None:

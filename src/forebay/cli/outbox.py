@@ -9,12 +9,14 @@ from typing import Any
 import click
 
 from forebay.cli.databases import DATA, STORE, databases
+from forebay.cli.intents import request
 from forebay.cli.lanes import in_one_line, lanes
 from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.status import status
 from forebay.cli.table import show
 from forebay.errors import ForebayError, HeaderError
 from forebay.identity import parse_message_id
+from forebay.intents import RetryWithheld
 
 _EVENTS = """
     select e.epoch || '-' || r.sequence as message_id, o.lane, o.destination, r.type, r.key, r.time,
@@ -27,6 +29,8 @@ _EVENT = """
       r.cause, r.extra, r.written_at, r.bytes, r.body
     from forebay_outbox r join forebay_epoch e on e.id = r.epoch join forebay_origin o on o.id = e.origin
     where e.epoch = :epoch and r.sequence = :sequence"""
+
+_WITHHELD = "select 1 from forebay_withheld limit 1"
 
 
 @click.group()
@@ -91,6 +95,24 @@ def show_event(message_id: str, data: Path, store: str | None, as_json: bool) ->
             _show_one(freed, as_json=as_json)
             return
     raise ForebayError(f"no outbox in {data} knows {message_id}")
+
+
+@outbox.command()
+@data_option(DATA)
+@store_option(STORE)
+@click.option("--node", help="Only this node.")
+@click.option("--service", help="Only this service.")
+def retry(data: Path, store: str | None, node: str | None, service: str | None) -> None:
+    """Send again now what the broker refused for itself.
+
+    For when its limits were raised. A process looks at them once a minute by itself.
+    """
+    withholding = [found for found in databases(data, node, service, store=store) if found.rows(_WITHHELD)]
+    for found in withholding:
+        click.echo(f"{found.node} {found.service}: ", nl=False)
+        request(found, RetryWithheld())
+    if not withholding:
+        click.echo("nothing is withheld")
 
 
 outbox.add_command(status)

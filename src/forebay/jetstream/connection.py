@@ -8,19 +8,18 @@ import logging
 import random
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 import anyio
 import anyio.abc
-import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from forebay.errors import LinkError, PublishRefusedError
-from forebay.jetstream.outage import Outage, OutageConfig
+from forebay.jetstream.client import BrokerClient, ConnectionConfig
+from forebay.jetstream.outage import Outage
 from forebay.jetstream.replies import Incoming, Replies, Reply
 
 __all__ = ["Connection", "ConnectionConfig", "Incoming", "Reply", "Subscription", "Watcher"]
@@ -38,30 +37,6 @@ MESSAGE_TOO_LARGE = 10054
 
 _VIOLATION = re.compile(r'permissions violation for (?:publish|subscription)(?: with reply of)?(?: to)? "([^"]+)"')
 _PASSWORD = re.compile(r"//[^/@\s]*@")
-
-
-class ConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach the broker.
-
-    Attributes:
-        servers: URLs, tried in random order.
-        name: the client's name as the broker shows it, such as ``store-330``.
-        inbox_prefix: where answers go, ``_INBOX_<node>``: permissions are given per node.
-        credentials: a ``.creds`` file, read again for each connection.
-        api_prefix: of JetStream's API; another one where it is imported from another account.
-        connect_timeout: seconds for one server to let us in.
-        ping_interval: seconds; two unanswered pings end a connection.
-        outage: the delays between attempts.
-    """
-
-    servers: list[str]
-    name: str
-    inbox_prefix: str
-    credentials: Path | None = None
-    api_prefix: str = "$JS.API"
-    connect_timeout: float = 2.0
-    ping_interval: float = 10.0
-    outage: OutageConfig = OutageConfig()
 
 
 class Watcher(Protocol):
@@ -118,7 +93,7 @@ class Connection:
         self.config = config
         self.generation = 0
         self.last_error: str | None = None
-        self._client: Client | None = None
+        self._client: BrokerClient | None = None
         self._gone = asyncio.Event()
         self._up = asyncio.Event()
         self._down = asyncio.Event()
@@ -137,6 +112,33 @@ class Connection:
     def max_payload(self) -> int | None:
         """Bytes of a message, headers included, that the server takes; None without a connection."""
         return int(self._client.max_payload) if self._client is not None else None
+
+    async def look_at_max_payload(self) -> None:
+        """Ask the broker anew how large a message may be; does nothing without a connection.
+
+        A server that reads its configuration again tells nobody who is connected, only who comes anew.
+
+        Raises:
+            LinkError: a second connection could not be made.
+        """
+        current = self._client
+        if current is None or current.connected_url is None:
+            return
+        asking = BrokerClient()
+
+        async def ignored(_: Exception | None = None) -> None:
+            """Nobody else uses it, and what ends it is raised."""
+
+        try:
+            with anyio.fail_after(self.config.connect_timeout + 1):
+                await asking.login(self.config, current.connected_url.geturl(), on_error=ignored, on_gone=ignored)
+                await asking.flush()  # whatever the broker says after the login has come before this
+                current.learn(asking.max_payload)
+                await asking.close()
+        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+            raise LinkError(f"the broker's limits cannot be looked at: {error}") from error
+        finally:
+            asking.abort()
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of losses and violations until ``unwatch``."""
@@ -262,7 +264,7 @@ class Connection:
 
     async def _serve(self, server: str, backoff: Outage) -> bool:
         """Connect and stay until the connection is lost. Returns whether there was one."""
-        client, gone = Client(), asyncio.Event()
+        client, gone = BrokerClient(), asyncio.Event()
         established = False
         try:
             if not await self._connect(client, server, gone):
@@ -283,9 +285,9 @@ class Connection:
                 self._lost(client)
                 with contextlib.suppress(Exception):  # close() on a dead server raises what it likes
                     await client.close()
-            _abort(client)
+            client.abort()
 
-    async def _connect(self, client: Client, server: str, gone: asyncio.Event) -> bool:
+    async def _connect(self, client: BrokerClient, server: str, gone: asyncio.Event) -> bool:
         config = self.config
 
         async def on_gone() -> None:
@@ -293,22 +295,7 @@ class Connection:
 
         try:
             with anyio.fail_after(config.connect_timeout + 1):
-                await client.connect(
-                    servers=[server],
-                    name=config.name,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    connect_timeout=config.connect_timeout,  # type: ignore[arg-type]
-                    ping_interval=config.ping_interval,  # type: ignore[arg-type]
-                    max_outstanding_pings=2,
-                    pending_size=-1,
-                    inbox_prefix=config.inbox_prefix,
-                    user_credentials=str(config.credentials) if config.credentials else None,
-                    error_cb=self._report,
-                    disconnected_cb=on_gone,
-                    closed_cb=on_gone,
-                )
+                await client.login(config, server, on_error=self._report, on_gone=on_gone)
                 while unbound := [each for each in self._subscriptions if each._client is not client]:
                     for subscription in unbound:
                         await subscription._bind(client)
@@ -319,7 +306,7 @@ class Connection:
             await self._report(error)
         return bool(client.is_connected)
 
-    def _established(self, client: Client, gone: asyncio.Event) -> None:
+    def _established(self, client: BrokerClient, gone: asyncio.Event) -> None:
         self._client, self._gone = client, gone
         self.generation += 1
         self.last_error = None
@@ -354,14 +341,3 @@ class Connection:
                 watcher.denied(violation[1])
         elif not isinstance(error, (nats.errors.Error, OSError, TimeoutError)):
             logger.error("subscription.callback_failed", exc_info=error)
-
-
-def _abort(client: Client) -> None:
-    """Drop what a frozen broker holds: nats-py's close waits for a socket that will not take its last bytes."""
-    for name in ("_reading_task", "_ping_interval_task", "_flusher_task"):
-        task = getattr(client, name, None)
-        if task is not None:
-            task.cancel()
-    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
-    if writer is not None:
-        writer.transport.abort()

@@ -82,7 +82,8 @@ class NatsServer:
         Args:
             folder: holds the configuration, the log and the store.
             port: a free one if None.
-            extra: more of the server's configuration, such as an ``authorization`` block; read at each start.
+            extra: more of the server's configuration, such as an ``authorization`` block; read at each start and by
+                ``reload``.
             sync_interval: how often the store is synced to disk; only with ``always`` is an acknowledged message safe.
             configuration: a configuration of your own in place of the one that is written; it has to listen on
                 ``port``, and ``extra`` and ``sync_interval`` are of no account.
@@ -152,6 +153,27 @@ class NatsServer:
         self.kill()
         await self.start()
 
+    async def reload(self) -> None:
+        """Let it read its configuration again (SIGHUP): ``extra`` was changed. Connections stay.
+
+        Raises:
+            ServerStartError: it does not run, or refuses the change; the message ends with its log.
+        """
+        if self._process is None or not self.running:
+            raise ServerStartError("nats-server does not run")
+        before = self._log_lines("Reloaded server configuration"), self._log_lines("Failed to reload")
+        if self.configuration is None:
+            self._written()
+        self._process.send_signal(signal.SIGHUP)
+        with anyio.move_on_after(READY_TIMEOUT):
+            while self._log_lines("Reloaded server configuration") == before[0]:
+                if self._log_lines("Failed to reload") != before[1]:
+                    break
+                await anyio.sleep(0.02)
+            else:
+                return
+        raise ServerStartError(f"nats-server does not take its configuration: {self._log_tail()}")
+
     def kill(self) -> None:
         """End it at once (SIGKILL). Does nothing when it is not there."""
         if self._process is not None:
@@ -208,6 +230,9 @@ class NatsServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    def _log_lines(self, text: str) -> int:
+        return self.log.read_text(errors="replace").count(text)
 
     def _log_tail(self) -> str:
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-5:])
