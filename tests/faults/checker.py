@@ -83,12 +83,17 @@ def _doubled(history: History) -> Iterator[Violation]:
 
 
 def _reordered_in_origin(history: History) -> Iterator[Violation]:
-    """Within an epoch sequences rise; an epoch begins after the place that it names as the one before it."""
+    """Within an epoch sequences rise; an epoch begins after the place that it names as the one before it.
+
+    A key that had to wait by itself is judged by the order of the key alone: all others went on meanwhile.
+    """
     prevs = {epoch.epoch: epoch.prev for outbox in history.outboxes for epoch in outbox.epochs}
     for consumer in history.consumers:
         highest: dict[str, int] = {}
         begun: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for effect in consumer.effects:
+            if effect.meter in history.waited:
+                continue
             epoch, sequence = place(effect.message_id)
             if epoch not in highest:
                 before, last = place(prevs.get(epoch, "none"))

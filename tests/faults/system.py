@@ -24,6 +24,7 @@ from forebay.testing.waiting import until
 from tests.faults.databases import Follower, consumer_state, outbox_rows, outbox_state
 from tests.faults.history import FreedEarly, History
 from tests.faults.services.readings import NOTICE_EVERY
+from tests.faults.users import Users
 from tests.faults.workload import Workload
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,7 @@ class System:
         links: by process name.
         lost_with_disk: numbers that went with a database that a fault replaced.
         restored: nodes whose database was replaced.
+        waited: meters of which an event had to wait by itself.
         crashed: the crash points at which a process ended.
     """
 
@@ -70,7 +72,8 @@ class System:
         self.dice = random.Random(f"{seed}/faults")
         self.data = folder / "data"
         self.project = folder / "project"
-        self.broker = NatsServer(folder / "nats", sync_interval=sync_interval)
+        self.users = Users([*nodes, CORE])
+        self.broker = NatsServer(folder / "nats", extra=self.users.configuration(), sync_interval=sync_interval)
         self.nodes = list(nodes)
         self.consumers = list(consumers)
         self.edges: dict[str, ServiceProcess] = {}
@@ -81,6 +84,7 @@ class System:
         self.lost_with_disk: set[int] = set()
         self.rewritten: set[int] = set()
         self.restored: set[str] = set()
+        self.waited: set[str] = set()
         self.freed_early: list[FreedEarly] = []
         self._options = ["--grace", grace]
         self._unfreed: dict[str, set[str]] = {node: set() for node in nodes}
@@ -141,7 +145,7 @@ class System:
             node=node or name,
             project=self.project,
             data=data or self.data,
-            nats=link.url,
+            nats=self.users.url(node or name, link.port),
             options=self._options,
             environment={"PYTHONPATH": os.pathsep.join(path for path in reversed(paths) if path)},
         )
@@ -179,6 +183,11 @@ class System:
         process.kill()
         process.start()
         await process.ready()
+
+    async def reload_broker(self) -> None:
+        """Let the broker read again who may do what, and its limits."""
+        self.broker.extra = self.users.configuration()
+        await self.broker.reload()
 
     async def api(self, subject: str, body: bytes = b"") -> bytes:
         """Send one request to the broker's JetStream API."""
@@ -231,6 +240,20 @@ class System:
                 if name != "late":
                     self.freed_early += [FreedEarly(node, each, name) for each in sorted(ids - follower.ids)]
             self._freed[node] |= ids
+
+    async def arrive(self, numbers: set[int], limit: float = DRAIN_TIMEOUT) -> None:
+        """Wait until these numbers have taken effect at every consumer.
+
+        Raises:
+            AssertionError: they have not within the limit.
+        """
+
+        def missing() -> int:
+            for follower in self.followers.values():
+                follower.refresh()
+            return sum(len(numbers - follower.numbers) for follower in self.followers.values())
+
+        await until(lambda: not missing(), limit=limit, every=0.1, what=lambda: f"{missing()} take effect meanwhile")
 
     async def drain(self, limit: float = DRAIN_TIMEOUT) -> None:
         """Wait until all that was acknowledged has taken effect everywhere, and the outboxes know it.
@@ -298,6 +321,7 @@ class System:
             lost_with_disk=self.lost_with_disk,
             rewritten=self.rewritten,
             restored=self.restored,
+            waited=self.waited,
         )
 
     # --- broker's store

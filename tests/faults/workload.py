@@ -68,6 +68,7 @@ class Workload:
     Attributes:
         writes: every reading that was sent, by number; with its message id once that was acknowledged.
         acknowledged: requests that were answered with success.
+        padding_of: bytes by which the readings of one meter are longer than those of others.
     """
 
     def __init__(self, seed: int, *, sizes: tuple[int, ...] = UNIT_SIZES, padding: int = 0) -> None:
@@ -79,6 +80,7 @@ class Workload:
         self.writes: dict[int, Write] = {}
         self.acknowledged = 0
         self.idle = True
+        self.padding_of: dict[str, int] = {}
 
     def add_node(self, node: str, url: Callable[[], str], meters: int = 4) -> None:
         """Let so many new meters write to a node."""
@@ -86,11 +88,16 @@ class Workload:
             index = len(self._meters)
             self._meters.append(Meter(f"meter-{index}", index, node, url, self._seed))
 
-    async def round(self, requests: int) -> None:
-        """Send so many requests, spread over the meters, and return when all are acknowledged."""
+    def meters(self, node: str) -> list[str]:
+        """The names of the meters that write to a node."""
+        return [meter.name for meter in self._meters if meter.node == node]
+
+    async def round(self, requests: int, node: str | None = None) -> None:
+        """Send so many requests, spread over the meters, of one node if it is named; return when all are acknowledged."""
         shares = [0] * len(self._meters)
+        chosen = [index for index, meter in enumerate(self._meters) if node in (None, meter.node)]
         for _ in range(requests):
-            shares[self._dice.randrange(len(shares))] += 1
+            shares[chosen[self._dice.randrange(len(chosen))]] += 1
         self.idle = False
         limits = httpx.Limits(max_connections=None)
         async with (
@@ -115,7 +122,7 @@ class Workload:
 
     async def _write(self, http: httpx.AsyncClient, meter: Meter, requests: int) -> None:
         for _ in range(requests):
-            readings = meter.unit(self._sizes, self._padding)
+            readings = meter.unit(self._sizes, self.padding_of.get(meter.name, self._padding))
             unit = meter.index * NUMBERS + meter.requests
             for each in readings:
                 number = int(str(each["number"]))

@@ -6,9 +6,10 @@ from tests.faults.nemeses.databases import DATABASES
 from tests.faults.nemeses.link import LINK
 from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.processes import PROCESSES
+from tests.faults.nemeses.refusals import REFUSALS
 
 NEMESES: dict[str, Nemesis] = {
-    nemesis.name: nemesis for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *LINK, *DATABASES)
+    nemesis.name: nemesis for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *DATABASES)
 }
 """Every fault by name; ``waits_for`` tells what the engine does not promise anything under."""
 
