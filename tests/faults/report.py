@@ -40,6 +40,8 @@ MEANING = {
     "flaps": "a link is cut and there again 25 times",
     "cut-link": "a link is cut for a while",
     "half-open": "a link lets nothing pass and closes nothing",
+    "clock-set": "a running node's clock is set: to 1970, ten years off, or by a step",
+    "clock-set-between-runs": "the same while the node is away",
     "edge-restored": "a node's database goes back to an older copy",
     "edge-cloned": "a node's disk is cloned and both run under its name",
     "edge-wiped": "a node's disk is gone",

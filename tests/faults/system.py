@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import sqlite3
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ from tests.faults.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 SERVICES = "tests.faults.services"
+MOVED_CLOCK = Path(__file__).parent / "moved_clock"
+"""On PYTHONPATH it lets a process live in another time."""
+
 CORE = "core"
 EMITTING = ("audit",)
 """Core services with an outbox of their own."""
@@ -52,6 +56,7 @@ class System:
         links: by process name.
         lost_with_disk: numbers that went with a database that a fault replaced.
         restored: nodes whose database was replaced.
+        clocks: seconds by which edge processes' clocks are ahead, by name, where they were moved.
         waited: meters of which an event had to wait by itself.
         crashed: the crash points at which a process ended.
     """
@@ -85,6 +90,7 @@ class System:
         self.rewritten: set[int] = set()
         self.restored: set[str] = set()
         self.waited: set[str] = set()
+        self.clocks: dict[str, float] = {}
         self.freed_early: list[FreedEarly] = []
         self._options = ["--grace", grace]
         self._unfreed: dict[str, set[str]] = {node: set() for node in nodes}
@@ -140,6 +146,10 @@ class System:
         link = self.links[name] = Link(self.broker.port)
         wanted = [f"{SERVICES}.{each}" for each in (self.consumers if name == CORE else ["meter"])]
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        clock = {}
+        if name != CORE:
+            paths.append(str(MOVED_CLOCK))
+            clock["HARNESS_CLOCK"] = str(self._set_clock(name, 0.0))
         return ServiceProcess(
             wanted,
             node=node or name,
@@ -147,7 +157,7 @@ class System:
             data=data or self.data,
             nats=self.users.url(node or name, link.port),
             options=self._options,
-            environment={"PYTHONPATH": os.pathsep.join(path for path in reversed(paths) if path)},
+            environment={"PYTHONPATH": os.pathsep.join(path for path in reversed(paths) if path), **clock},
         )
 
     def _url_of(self, name: str) -> Callable[[], str]:
@@ -183,6 +193,20 @@ class System:
         process.kill()
         process.start()
         await process.ready()
+
+    def move_clock(self, process: ServiceProcess, seconds: float) -> None:
+        """Set the wall clock of an edge process so far ahead of the machine's, whether it runs or not."""
+        name = next(name for name, each in self.edges.items() if each is process)
+        self.clocks[name] = seconds
+        self._set_clock(name, seconds)
+
+    def _set_clock(self, name: str, seconds: float) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.clock"
+        path.touch()
+        with path.open("r+b") as file:
+            file.write(struct.pack("<d", seconds))
+        return path
 
     async def reload_broker(self) -> None:
         """Let the broker read again who may do what, and its limits."""

@@ -1,6 +1,7 @@
 """What breaks things. Each fault is a function that injects it, heals it, and returns when the system could go on."""
 
 from tests.faults.nemeses.broker import BROKER
+from tests.faults.nemeses.clocks import CLOCKS
 from tests.faults.nemeses.crash_points import CRASH_POINTS, crash_nemesis
 from tests.faults.nemeses.databases import DATABASES
 from tests.faults.nemeses.link import LINK
@@ -9,7 +10,7 @@ from tests.faults.nemeses.processes import PROCESSES
 from tests.faults.nemeses.refusals import REFUSALS
 
 NEMESES: dict[str, Nemesis] = {
-    nemesis.name: nemesis for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *DATABASES)
+    nemesis.name: nemesis for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *CLOCKS, *DATABASES)
 }
 """Every fault by name; ``waits_for`` tells what the engine does not promise anything under."""
 
