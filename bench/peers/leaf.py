@@ -37,7 +37,7 @@ from bench.peers.forebay_pair import ForebayPair
 from bench.peers.judging import Outcome, add_up
 from bench.peers.leaf_pair import LeafPair
 from bench.peers.pair import Pair
-from bench.peers.power_cut import RecordingError
+from tests.faults.power_cut import RecordingError
 from bench.peers.report import MarkerError, Report, load, machine, publish, table
 from bench.peers.trial import FAULTS, Trial, TrialError
 from forebay.errors import ForebayError

@@ -14,7 +14,7 @@ import anyio
 
 from bench.peers.judging import Acknowledged, Effect, Outcome, judge
 from bench.peers.pair import Event, Pair
-from bench.peers.power_cut import PowerCut
+from tests.faults.power_cut import PowerCut
 from forebay.testing.waiting import until
 
 KEYS = 4

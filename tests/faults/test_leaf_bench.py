@@ -11,7 +11,7 @@ import pytest
 
 from bench.peers.judging import Acknowledged, Effect, Outcome, add_up, judge
 from bench.peers.leaf import COLUMNS, main
-from bench.peers.power_cut import PowerCut, RecordingError
+from tests.faults.power_cut import PowerCut, RecordingError
 from bench.peers.report import Machine, MarkerError, Report, load, publish, table
 from forebay.testing.waiting import until
 

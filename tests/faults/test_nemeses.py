@@ -15,7 +15,11 @@ from tests.faults.scenario import Scenario, run
 CRASHES = 3
 """Crash points of one run, drawn by the dice; the campaign takes all of them."""
 
-READY = [name for name, nemesis in NEMESES.items() if not nemesis.waits_for and name != "crash-point"]
+READY = [
+    pytest.param(name, marks=[pytest.mark.strace] if nemesis.traced else [])
+    for name, nemesis in NEMESES.items()
+    if not nemesis.waits_for and name != "crash-point"
+]
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -15,6 +15,7 @@ from tests.faults.backlog import write_backlog
 from tests.faults.checker import summary
 from tests.faults.nemeses import NEMESES
 from tests.faults.scenario import Scenario, judge, run
+from tests.faults.strace import works
 from tests.faults.system import CORE, System
 
 pytestmark = pytest.mark.timeout(500)
@@ -85,7 +86,11 @@ async def _restart_time(system: System, edge: ServiceProcess) -> float:
 
 def mixed(seed: int, count: int) -> Sequence[str]:
     """Draw faults for a soak."""
-    names = [name for name, nemesis in NEMESES.items() if nemesis.in_soak and not nemesis.waits_for]
+    names = [
+        name
+        for name, nemesis in NEMESES.items()
+        if nemesis.in_soak and not nemesis.waits_for and (works() or not nemesis.traced)
+    ]
     return random.Random(f"{seed}/soak").choices(names, k=count)
 
 

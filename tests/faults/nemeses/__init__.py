@@ -6,11 +6,13 @@ from tests.faults.nemeses.crash_points import CRASH_POINTS, crash_nemesis
 from tests.faults.nemeses.databases import DATABASES
 from tests.faults.nemeses.link import LINK
 from tests.faults.nemeses.nemesis import Nemesis
+from tests.faults.nemeses.power import POWER
 from tests.faults.nemeses.processes import PROCESSES
 from tests.faults.nemeses.refusals import REFUSALS
 
 NEMESES: dict[str, Nemesis] = {
-    nemesis.name: nemesis for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *CLOCKS, *DATABASES)
+    nemesis.name: nemesis
+    for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *CLOCKS, *POWER, *DATABASES)
 }
 """Every fault by name; ``waits_for`` tells what the engine does not promise anything under."""
 

@@ -173,5 +173,5 @@ BROKER = (
     Nemesis("block-truncated", truncate_block),
     Nemesis("bit-flipped", flip_bit),
     Nemesis("stream-full", fill_stream),
-    Nemesis("broker-disk-full", fill_disk),
+    Nemesis("broker-disk-full", fill_disk, traced=True),
 )

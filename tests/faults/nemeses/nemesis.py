@@ -18,6 +18,7 @@ class Nemesis(msgspec.Struct, frozen=True):
         quiet: whether it must not meet requests under way, because it takes away what they wrote.
         waits_for: the rule that must be built before anything is promised under it; empty where that is so today.
         in_soak: whether it may come in any order and any number of times, mixed with others.
+        traced: whether it needs ``strace``.
         grace: the grace tail that it needs, in seconds.
     """
 
@@ -26,4 +27,5 @@ class Nemesis(msgspec.Struct, frozen=True):
     quiet: bool = False
     waits_for: str = ""
     in_soak: bool = True
+    traced: bool = False
     grace: str = "0"

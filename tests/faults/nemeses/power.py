@@ -1,0 +1,130 @@
+"""Power cuts of processes that run: what they had written and not synced is gone with them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from forebay.testing.link import Link
+from forebay.testing.service_process import ServiceProcess
+from tests.faults.nemeses.nemesis import Nemesis
+from tests.faults.nemeses.processes import any_edge
+from tests.faults.power_cut import Cut, PowerCut, RecordingError
+from tests.faults.system import CORE, System
+
+REQUESTS = 30
+"""Requests that are written while the system calls are recorded."""
+
+ATTEMPTS = 3
+"""Recordings that may turn out not to explain what a process left: then it was only killed, which says nothing."""
+
+STANDS = 0.5
+"""Seconds without a link after which a process has written what it still had to."""
+
+LAZY = "2m"
+"""nats-server's own ``sync_interval``, with which a message that it has acknowledged is not on its disk."""
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What loses its power: a process, the folder that it keeps, and the links over which it is given work."""
+
+    folder: Path
+    pid: Callable[[], int | None]
+    kill: Callable[[], None]
+    start: Callable[[], Awaitable[None]]
+    links: Collection[Link]
+
+
+async def cut_broker(system: System) -> None:
+    """The broker syncs as lazily as it does by default: messages that it has acknowledged are gone."""
+    broker = system.broker
+
+    async def start() -> None:
+        await broker.start()
+        await system.apply()  # the stream itself may be among what is gone
+
+    lasting, broker.sync_interval = broker.sync_interval, LAZY
+    await broker.restart()
+    machine = Machine(system.broker_store, lambda: broker.pid, broker.kill, start, system.links.values())
+    try:
+        cut = await _cut(system, machine)
+    finally:
+        broker.sync_interval = lasting
+    await broker.restart()
+    assert cut.dropped_bytes, "a broker that syncs every two minutes had synced everything"
+
+
+async def cut_core(system: System) -> None:
+    """The core: nobody was told of what its databases had not synced."""
+    await _cut(system, _machine(system, system.core, CORE, system.database(CORE, "books").parent))
+
+
+async def cut_edge(system: System) -> None:
+    """A node: what it had answered is on its disk."""
+    process = any_edge(system)
+    name = next(name for name, each in system.edges.items() if each is process)
+    await _cut(system, _machine(system, process, name, process.data / "nodes" / process.node))
+
+
+def _machine(system: System, process: ServiceProcess, name: str, folder: Path) -> Machine:
+    async def start() -> None:
+        for file in folder.glob("*-shm"):  # it is written through memory, and gone with it
+            file.unlink()
+        process.start()
+        await process.ready()
+
+    return Machine(folder, lambda: process.pid, process.kill, start, [system.links[name]])
+
+
+async def _cut(system: System, machine: Machine) -> Cut:
+    """Record a process while requests are written, kill it in their middle and take what it had not synced.
+
+    Raises:
+        RecordingError: the calls never explained what it left.
+    """
+    for attempt in range(ATTEMPTS):
+        scratch = system.folder / "power"
+        power = PowerCut(machine.folder, scratch)
+        async with _without_work(machine):
+            pid = machine.pid()
+            assert pid is not None, "it does not run"
+            await power.attach(pid)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(system.workload.round, REQUESTS)
+            await anyio.lowlevel.checkpoint()
+            await system.workload.progress(system.dice.randrange(REQUESTS // 2, REQUESTS))
+            machine.kill()
+            try:
+                cut = await anyio.to_thread.run_sync(power.cut)
+            except RecordingError:
+                cut = None
+                if attempt + 1 == ATTEMPTS:
+                    raise
+            finally:
+                await machine.start()
+        shutil.rmtree(scratch)
+        if cut is not None:
+            return cut
+    raise AssertionError("not reached")
+
+
+@asynccontextmanager
+async def _without_work(machine: Machine) -> AsyncIterator[None]:
+    for link in machine.links:
+        link.cut()
+    await anyio.sleep(STANDS)
+    yield
+    for link in machine.links:
+        link.heal()
+
+
+POWER = (
+    Nemesis("broker-power-cut", cut_broker, quiet=True, traced=True),
+    Nemesis("core-power-cut", cut_core, quiet=True, traced=True),
+    Nemesis("edge-power-cut", cut_edge, quiet=True, traced=True),
+)
