@@ -37,10 +37,10 @@ from bench.peers.forebay_pair import ForebayPair
 from bench.peers.judging import Outcome, add_up
 from bench.peers.leaf_pair import LeafPair
 from bench.peers.pair import Pair
-from tests.faults.power_cut import RecordingError
 from bench.peers.report import MarkerError, Report, load, machine, publish, table
 from bench.peers.trial import FAULTS, Trial, TrialError
 from forebay.errors import ForebayError
+from tests.faults.power_cut import RecordingError
 from tests.faults.strace import Strace, StraceMissingError
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import anyio
 
 from bench.peers.judging import Acknowledged, Effect, Outcome, judge
 from bench.peers.pair import Event, Pair
-from tests.faults.power_cut import PowerCut
 from forebay.testing.waiting import until
+from tests.faults.power_cut import PowerCut
 
 KEYS = 4
 """Writers, each with a key of its own; a writer sends its next event when the last one was acknowledged."""

@@ -152,7 +152,8 @@ def _differences(effect: Effect, write: Write, history: History) -> str:
 def _half_done_on_node(history: History) -> Iterator[Violation]:
     """A row without its event, an event without its row, or a part of what one request wrote."""
     domain_of: dict[str, set[str]] = defaultdict(set)
-    for outbox in history.outboxes:
+    whole = [outbox for outbox in history.outboxes if outbox.node not in history.damaged]
+    for outbox in whole:
         last = {epoch.epoch: epoch.last for epoch in outbox.epochs}
         own = {message_id for _, message_id in outbox.domain}
         domain_of[outbox.node] |= own
@@ -168,8 +169,9 @@ def _half_done_on_node(history: History) -> Iterator[Violation]:
             known_node = effect.node in domain_of and effect.node not in history.restored
             if known_node and effect.message_id not in domain_of[effect.node]:
                 yield Violation("half-done", f"event {effect.message_id} of {effect.node} has no row on its node")
-    by_unit = sorted(history.writes, key=lambda write: write.unit)
-    known = {number for outbox in history.outboxes for number, _ in outbox.domain}
+    kept = (write for write in history.writes if write.node not in history.damaged)
+    by_unit = sorted(kept, key=lambda write: write.unit)
+    known = {number for outbox in whole for number, _ in outbox.domain}
     for unit, writes in groupby(by_unit, key=lambda write: write.unit):
         numbers = {write.number for write in writes} - history.lost_with_disk
         there = numbers & known

@@ -40,6 +40,12 @@ def remove_database(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
+def forget_memory(folder: Path) -> None:
+    """Take away what processes share about databases through memory; a power cut leaves none of it."""
+    for file in folder.glob("*-shm"):
+        file.unlink()
+
+
 class Follower:
     """Follows the effects of one consumer while it runs."""
 
@@ -75,6 +81,29 @@ def outbox_rows(path: Path) -> list[str]:
     """Return the message ids of the events that an outbox has, the withheld ones included."""
     with reading(path) as connection:
         return _rows(connection)
+
+
+def written(path: Path) -> set[str]:
+    """Return the message ids of all that a node's file says to have written; none where it has no tables."""
+    with reading(path) as connection:
+        return (
+            {row[0] for row in connection.execute(DOMAIN["meter"].replace("number, ", ""))}
+            if _has_table(connection, "reading")
+            else set()
+        )
+
+
+def lost_places(path: Path) -> set[str]:
+    """Return the message ids of what a node says that a damaged disk took."""
+    with reading(path) as connection:
+        ranges = connection.execute("select epoch, first, last from forebay_lost").fetchall()
+    return {f"{epoch}-{sequence}" for epoch, first, last in ranges for sequence in range(first, last + 1)}
+
+
+def known_epochs(path: Path) -> set[str]:
+    """Return the epochs that an outbox knows."""
+    with reading(path) as connection:
+        return {row[0] for row in connection.execute("select epoch from forebay_epoch")}
 
 
 def outbox_state(path: Path, node: str, service: str) -> OutboxState:

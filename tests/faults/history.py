@@ -100,6 +100,7 @@ class History(msgspec.Struct, kw_only=True):
         crashed: the crash points at which a process ended, and how often.
         lost_with_disk: numbers that were written into a database that a fault then took away.
         restored: nodes, the core among them, whose database went back: what it had emitted since is not in it.
+        damaged: nodes whose disk took rows of their tables, not all of which belong together any more.
         waited: meters of which an event had to wait by itself while those of other meters went on.
         rewritten: numbers that may have two events, because the first one went with such a database.
     """
@@ -115,6 +116,7 @@ class History(msgspec.Struct, kw_only=True):
     lost_with_disk: set[int] = set()
     rewritten: set[int] = set()
     restored: set[str] = set()
+    damaged: set[str] = set()
     waited: set[str] = set()
 
     def save(self, path: Path) -> None:

@@ -72,7 +72,7 @@ class PowerCut:
         Raises:
             RecordingError: the calls do not explain what the program left.
         """
-        assert self._strace is not None  # noqa: S101
+        assert self._strace is not None
         self._strace.wait(timeout=30)
         calls = list(_calls(self._log))
         kept, everything = (_replay(calls, self._folder, self._durable, all_=each) for each in (False, True))
@@ -92,7 +92,7 @@ class PowerCut:
 
 def _spawn(command: list[str], errors: Path) -> subprocess.Popen[bytes]:
     with errors.open("wb") as file:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)  # noqa: S603
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)
 
 
 def _traced(pid: int) -> bool:

@@ -56,6 +56,7 @@ class System:
         links: by process name.
         lost_with_disk: numbers that went with a database that a fault replaced.
         restored: nodes whose database was replaced.
+        damaged: nodes whose disk took a part of their tables.
         clocks: seconds by which edge processes' clocks are ahead, by name, where they were moved.
         waited: meters of which an event had to wait by itself.
         crashed: the crash points at which a process ended.
@@ -89,6 +90,7 @@ class System:
         self.lost_with_disk: set[int] = set()
         self.rewritten: set[int] = set()
         self.restored: set[str] = set()
+        self.damaged: set[str] = set()
         self.waited: set[str] = set()
         self.clocks: dict[str, float] = {}
         self.freed_early: list[FreedEarly] = []
@@ -237,6 +239,12 @@ class System:
 
     # --- looking
 
+    def taken_everywhere(self) -> set[int]:
+        """Return the numbers that have taken effect at every consumer."""
+        for follower in self.followers.values():
+            follower.refresh()
+        return set.intersection(*(follower.numbers for follower in self.followers.values()))
+
     def sample(self) -> None:
         """Note each acknowledged event that is off its node while a consumer has no effect of it.
 
@@ -345,6 +353,7 @@ class System:
             lost_with_disk=self.lost_with_disk,
             rewritten=self.rewritten,
             restored=self.restored,
+            damaged=self.damaged,
             waited=self.waited,
         )
 

@@ -11,9 +11,9 @@ import pytest
 
 from bench.peers.judging import Acknowledged, Effect, Outcome, add_up, judge
 from bench.peers.leaf import COLUMNS, main
-from tests.faults.power_cut import PowerCut, RecordingError
 from bench.peers.report import Machine, MarkerError, Report, load, publish, table
 from forebay.testing.waiting import until
+from tests.faults.power_cut import PowerCut, RecordingError
 
 HEALED = 10.0
 BEFORE = [Acknowledged("a", 1, 1.0), Acknowledged("a", 2, 2.0), Acknowledged("b", 1001, 2.0)]

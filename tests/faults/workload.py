@@ -93,7 +93,7 @@ class Workload:
         return [meter.name for meter in self._meters if meter.node == node]
 
     async def round(self, requests: int, node: str | None = None) -> None:
-        """Send so many requests, spread over the meters, of one node if it is named; return when all are acknowledged."""
+        """Send so many requests, over the meters of all nodes or of one, and return when all are acknowledged."""
         shares = [0] * len(self._meters)
         chosen = [index for index, meter in enumerate(self._meters) if node in (None, meter.node)]
         for _ in range(requests):

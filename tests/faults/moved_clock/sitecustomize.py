@@ -14,11 +14,12 @@ import mmap
 import os
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 
 def _move(path: str) -> None:
-    with open(path, "r+b") as file:
+    with Path(path).open("r+b") as file:
         memory = mmap.mmap(file.fileno(), 8)
     true, true_ns = time.time, time.time_ns
 

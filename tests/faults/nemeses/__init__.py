@@ -4,6 +4,7 @@ from tests.faults.nemeses.broker import BROKER
 from tests.faults.nemeses.clocks import CLOCKS
 from tests.faults.nemeses.crash_points import CRASH_POINTS, crash_nemesis
 from tests.faults.nemeses.databases import DATABASES
+from tests.faults.nemeses.disks import DISKS
 from tests.faults.nemeses.link import LINK
 from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.power import POWER
@@ -12,7 +13,7 @@ from tests.faults.nemeses.refusals import REFUSALS
 
 NEMESES: dict[str, Nemesis] = {
     nemesis.name: nemesis
-    for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *CLOCKS, *POWER, *DATABASES)
+    for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *CLOCKS, *POWER, *DISKS, *DATABASES)
 }
 """Every fault by name; ``waits_for`` tells what the engine does not promise anything under."""
 

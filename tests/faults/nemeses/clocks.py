@@ -63,9 +63,7 @@ async def _shown(system: System, process: ServiceProcess) -> None:
     async def shows() -> bool:
         nonlocal shown
         shown = await metric(process, "forebay_clock_offset_seconds")
-        if abs(shown + offset) < EXACT:
-            return True
-        return False
+        return abs(shown + offset) < EXACT
 
     what = f"{process.node}, whose clock is {offset} s ahead, shows it"
     await until(shows, limit=WITHIN, every=0.2, what=lambda: f"{what}, and not {shown}")

@@ -12,6 +12,7 @@ import msgspec
 
 from forebay.testing.link import Link
 from forebay.testing.service_process import ServiceProcess
+from tests.faults.databases import forget_memory
 from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.processes import any_edge
 from tests.faults.power_cut import Cut, PowerCut, RecordingError
@@ -73,8 +74,7 @@ async def cut_edge(system: System) -> None:
 
 def _machine(system: System, process: ServiceProcess, name: str, folder: Path) -> Machine:
     async def start() -> None:
-        for file in folder.glob("*-shm"):  # it is written through memory, and gone with it
-            file.unlink()
+        forget_memory(folder)
         process.start()
         await process.ready()
 
