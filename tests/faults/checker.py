@@ -171,7 +171,7 @@ def _half_done_on_node(history: History) -> Iterator[Violation]:
                 yield Violation("half-done", f"event {effect.message_id} of {effect.node} has no row on its node")
     kept = (write for write in history.writes if write.node not in history.damaged)
     by_unit = sorted(kept, key=lambda write: write.unit)
-    known = {number for outbox in whole for number, _ in outbox.domain}
+    known = {number for outbox in whole if outbox.service == "meter" for number, _ in outbox.domain}
     for unit, writes in groupby(by_unit, key=lambda write: write.unit):
         numbers = {write.number for write in writes} - history.lost_with_disk
         there = numbers & known

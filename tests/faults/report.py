@@ -49,6 +49,7 @@ MEANING = {
     "edge-bits-flipped": "bits of a node's database or its log are flipped",
     "edge-pages-zeroed": "pages of a node's database read as zeros",
     "edge-log-lost": "a node's log is gone",
+    "release-changed": "a node is upgraded with a backlog, rolled back, and upgraded again",
     "edge-restored": "a node's database goes back to an older copy",
     "edge-cloned": "a node's disk is cloned and both run under its name",
     "edge-wiped": "a node's disk is gone",

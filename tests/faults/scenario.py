@@ -61,7 +61,12 @@ async def run(scenario: Scenario, seed: int, folder: Path) -> Outcome:
     workload = Workload(seed, sizes=scenario.sizes, padding=scenario.padding)
     nodes = [f"house-{number}" for number in range(1, scenario.nodes + 1)]
     async with System(
-        folder, seed, nodes=nodes, grace=max(graces, key=float, default="0"), workload=workload
+        folder,
+        seed,
+        nodes=nodes,
+        grace=max(graces, key=float, default="0"),
+        workload=workload,
+        begins_previous=any(nemesis.begins_previous for nemesis in scenario.nemeses[:1]),
     ) as system:
         for nemesis in scenario.nemeses:
             await _round(system, nemesis, scenario.requests)

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import struct
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,9 @@ ROOT = Path(__file__).parents[2]
 SERVICES = "tests.faults.services"
 MOVED_CLOCK = Path(__file__).parent / "moved_clock"
 """On PYTHONPATH it lets a process live in another time."""
+
+PREVIOUS = Path(__file__).parent / "release-0.1.0" / "forebay.tar.xz"
+"""The package of the previous release."""
 
 CORE = "core"
 EMITTING = ("audit",)
@@ -72,6 +76,7 @@ class System:
         grace: str = "0",
         workload: Workload | None = None,
         sync_interval: str = "always",
+        begins_previous: bool = False,
     ) -> None:
         self.folder = folder
         self.seed = seed
@@ -104,6 +109,8 @@ class System:
         for node in nodes:
             self.edges[node] = self._process(node)
             self.workload.add_node(node, self._url_of(node))
+            if begins_previous:
+                self.use_release(node, previous=True)
 
     # --- processes
 
@@ -196,6 +203,20 @@ class System:
         process.start()
         await process.ready()
 
+    def use_release(self, name: str, *, previous: bool) -> None:
+        """Let an edge process run the previous release from its next start on, or this one again."""
+        source = self.folder / PREVIOUS.parent.name
+        if previous and not source.exists():
+            with tarfile.open(PREVIOUS) as archive:
+                archive.extractall(source, filter="data")
+        environment = self.edges[name].environment
+        paths = [path for path in environment["PYTHONPATH"].split(os.pathsep) if path != str(source)]
+        environment["PYTHONPATH"] = os.pathsep.join([str(source), *paths] if previous else paths)
+
+    def runs_previous(self, name: str) -> bool:
+        """Whether an edge process is of the previous release."""
+        return PREVIOUS.parent.name in self.edges[name].environment["PYTHONPATH"]
+
     def move_clock(self, process: ServiceProcess, seconds: float) -> None:
         """Set the wall clock of an edge process so far ahead of the machine's, whether it runs or not."""
         name = next(name for name, each in self.edges.items() if each is process)
@@ -219,6 +240,10 @@ class System:
         """Send one request to the broker's JetStream API."""
         async with requests(self.broker.url) as request:
             return await request(f"$JS.API.{subject}", body)
+
+    def disown(self, node: str) -> None:
+        """Stop looking at what leaves a node too early: a fault takes it all away."""
+        self._freed[node] |= {each for _, each in self.workload.message_ids(node)}
 
     def clone(self, node: str, name: str) -> ServiceProcess:
         """Add a second process under a node's name, on a copy of its data folder that the caller has made."""

@@ -10,11 +10,31 @@ from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.power import POWER
 from tests.faults.nemeses.processes import PROCESSES
 from tests.faults.nemeses.refusals import REFUSALS
+from tests.faults.nemeses.releases import RELEASES
 
 NEMESES: dict[str, Nemesis] = {
     nemesis.name: nemesis
-    for nemesis in (*PROCESSES, *CRASH_POINTS, *BROKER, *REFUSALS, *LINK, *CLOCKS, *POWER, *DISKS, *DATABASES)
+    for nemesis in (
+        *PROCESSES,
+        *CRASH_POINTS,
+        *BROKER,
+        *REFUSALS,
+        *LINK,
+        *CLOCKS,
+        *POWER,
+        *DISKS,
+        *RELEASES,
+        *DATABASES,
+    )
 }
 """Every fault by name; ``waits_for`` tells what the engine does not promise anything under."""
 
-__all__ = ["NEMESES", "Nemesis", "crash_nemesis"]
+TOGETHER: dict[str, tuple[Nemesis, ...]] = {
+    "refusals": REFUSALS,
+    "clocks": CLOCKS,
+    "power": POWER,
+    "disks": DISKS,
+}
+"""Faults that one test takes one after the other, to be quick; the campaign takes each by itself."""
+
+__all__ = ["NEMESES", "TOGETHER", "Nemesis", "crash_nemesis"]

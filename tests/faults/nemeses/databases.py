@@ -1,8 +1,8 @@
-"""Databases that go back, are cloned, or are gone."""
+"""Databases that go back, or are cloned."""
 
 from __future__ import annotations
 
-from tests.faults.databases import copy_database, remove_database
+from tests.faults.databases import copy_database
 from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.system import CORE, System
 
@@ -61,22 +61,9 @@ async def clone_edge(system: System) -> None:
     await clone.ready()
 
 
-async def wipe_edge(system: System) -> None:
-    """A node's disk is gone, with all that was not forwarded; it starts anew under its name."""
-    node = system.dice.choice(system.nodes)
-    process = system.edges[node]
-    process.kill()
-    remove_database(system.database(node, "meter"))
-    system.lost_with_disk |= {number for number, _ in system.workload.message_ids(node)}
-    system.restored.add(node)
-    process.start()
-    await process.ready()
-
-
 DATABASES = (
     Nemesis("core-restored", restore_core, quiet=True, in_soak=False, grace="3600"),
     Nemesis("core-restored-after-freeing", restore_core, quiet=True, waits_for="B4, B5, C5", in_soak=False),
     Nemesis("edge-restored", restore_edge, quiet=True),
     Nemesis("edge-cloned", clone_edge, quiet=True, in_soak=False),
-    Nemesis("edge-wiped", wipe_edge, quiet=True, waits_for="B4", in_soak=False),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -54,17 +54,27 @@ async def zero_pages(system: System) -> None:
 
 async def lose_log(system: System) -> None:
     """The log is gone: somebody copied the database without it, or tidied up."""
+    await _lose(system, ("-wal", "-shm"))
+
+
+async def wipe(system: System) -> None:
+    """The disk is gone, and the node starts anew under its name."""
+    await _lose(system, ("", "-wal", "-shm"))
+
+
+async def _lose(system: System, suffixes: Collection[str]) -> None:
     async with _with_backlog(system) as (process, store):
-        store.with_name(f"{store.name}-wal").unlink()
-        store.with_name(f"{store.name}-shm").unlink(missing_ok=True)
+        for suffix in suffixes:
+            store.with_name(store.name + suffix).unlink(missing_ok=True)
         heard = Heard(process)
         copy = system.folder / "without-log.db"
-        copy.write_bytes(store.read_bytes())  # whoever reads the database itself makes it another log
+        copy.write_bytes(store.read_bytes() if store.exists() else b"")  # whoever reads itself makes another log
         left = written(copy)
         sent = await message_ids(system.broker.url)
         gone = {number for number, each in system.workload.message_ids(process.node) if each not in left | sent}
         system.lost_with_disk |= gone - system.taken_everywhere()
-        system.restored.add(process.node)
+        system.damaged.add(process.node)
+        system.disown(process.node)
         process.start()
         await process.ready()
         assert heard.lines("store.log_missing") or heard.lines("store.file_missing"), "it does not say so"
@@ -86,6 +96,7 @@ async def _damage(system: System, harm: Harm) -> None:
         ids = {each: number for number, each in system.workload.message_ids(process.node)}
         system.lost_with_disk |= {ids[each] for each in reported if each in ids}
         system.damaged.add(process.node)
+        system.disown(process.node)
 
 
 @asynccontextmanager
@@ -156,4 +167,5 @@ DISKS = (
     Nemesis("edge-bits-flipped", flip_bits, quiet=True),
     Nemesis("edge-pages-zeroed", zero_pages, quiet=True),
     Nemesis("edge-log-lost", lose_log, quiet=True),
+    Nemesis("edge-wiped", wipe, quiet=True, in_soak=False),
 )

@@ -19,6 +19,7 @@ class Nemesis(msgspec.Struct, frozen=True):
         waits_for: the rule that must be built before anything is promised under it; empty where that is so today.
         in_soak: whether it may come in any order and any number of times, mixed with others.
         traced: whether it needs ``strace``.
+        begins_previous: whether its nodes begin with the previous release.
         grace: the grace tail that it needs, in seconds.
     """
 
@@ -28,4 +29,5 @@ class Nemesis(msgspec.Struct, frozen=True):
     waits_for: str = ""
     in_soak: bool = True
     traced: bool = False
+    begins_previous: bool = False
     grace: str = "0"
