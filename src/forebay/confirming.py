@@ -384,7 +384,8 @@ class Confirming:
         states = self._relay.states(self.destination)
         known = {lane: self._unpassed_in(lane) for lane in states}
         offset = None if self.destination else self.clock_offset  # it is the node's to tell
-        return prepare(tx, self._outbox.service, states, known, self._most_listed, offset, self.destination)
+        needed = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        return prepare(tx, self._outbox.service, states, known, self._most_listed, offset, self.destination, needed)
 
     async def _encode(self, question: Question) -> bytes:
         return msgspec.json.encode(question)

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
-from forebay.dropping import dropped
+from forebay.dropping import ALL, dropped
 from forebay.envelope import parse_time
 from forebay.errors import HeaderError, LinkError
 from forebay.forwarding import LaneState
 from forebay.freeing import chain, floor, standing
 from forebay.identity import Place
-from forebay.protocol.confirmation import VERSION, Answer, ConfirmedBy, OriginQuestion, Question
+from forebay.protocol.confirmation import (
+    VERSION,
+    Answer,
+    Confirmations,
+    ConfirmedBy,
+    DroppedRange,
+    OriginQuestion,
+    Question,
+)
 from forebay.protocol.resending import Forwarded
 from forebay.sequences import Range, without
 from forebay.transaction import Transaction
-from forebay.withholding import listed
+from forebay.withholding import Listed, listed
 
 LISTED = 500
-"""Ranges of drops, and withheld places, of a lane in one question, the oldest; the next ones follow when these are
-passed."""
+"""Ranges of drops, and withheld places, of a lane in one question: the oldest that some consumer has not passed; the
+next ones follow when these are."""
 
 
 class Asked(NamedTuple):
@@ -43,6 +52,7 @@ def prepare(
     most_listed: int,
     clock_offset: float | None = None,
     destination: str = "",
+    needed: Sequence[Confirmations] = (),
 ) -> Asked:
     """Return what to ask, and what had been forwarded by then: an answer judges nothing that came later (C2).
 
@@ -54,6 +64,7 @@ def prepare(
         most_listed: drops and withheld places of a lane that are listed, at most.
         clock_offset: seconds that the core's clock is ahead of ours, where that was measured.
         destination: of commands: then it is this one's origins that are asked about.
+        needed: what is known of each needed consumer.
     """
     origins = []
     forwarded: dict[str, dict[str, list[Forwarded]]] = {}
@@ -67,7 +78,10 @@ def prepare(
             gone[each.epoch] = without([(1, each.first - 1), *each.aside], sent_since)
         if links := chain(tx, lane, unpassed[lane], destination):
             segment = state.forwards.covering(sent) if sent else None
-            withheld = listed(tx, lane, destination)
+            # What everybody knows stands behind what somebody has to hear of yet: however much is listed at most, all
+            # of it is said in time.
+            withheld = sorted(listed(tx, lane, destination), key=partial(_rank, needed))
+            drops = [each for each in dropped(tx, lane, ALL, destination) if not _ended(needed, each)]
             # Below the floor a place that is not listed counts as nobody's (B7): then the floor is not said.
             whole = not any(each.passed for each in withheld[most_listed:])
             origins.append(
@@ -78,11 +92,23 @@ def prepare(
                     floor=floor(tx, lane, destination) if whole else None,
                     forwarded=str(sent) if sent else None,
                     stream_sequence=segment.stream_sequence if segment else None,
-                    drops=dropped(tx, lane, most_listed, destination),
+                    drops=drops[:most_listed],
                     withheld=[each.place for each in withheld[:most_listed]],
                 )
             )
     return Asked(Question(VERSION, origins, clock_offset), forwarded, gone)
+
+
+def _rank(needed: Sequence[Confirmations], listed: Listed) -> int:
+    """First what some consumer has not passed, then what the floor has, then what only the consumers have."""
+    place = Place(listed.place.epoch, listed.place.sequence)
+    if not needed or not all(each.passed(place) for each in needed):
+        return 0
+    return 1 if listed.passed else 2
+
+
+def _ended(needed: Sequence[Confirmations], drop: DroppedRange) -> bool:
+    return bool(needed) and all(each.ended(drop.epoch, drop.first, drop.last) >= drop.last for each in needed)
 
 
 def clock_offset(clock: str, began: float, ended: float) -> float | None:

@@ -45,6 +45,9 @@ RUNS = 3
 SOAKS, SOAK_ROUNDS = 35, 20
 """Runs with all kinds mixed, and faults in each."""
 
+FLAPPING, FLAPS = 5, 1000
+"""Runs of this kind in which links come and go all the time as well, and how often in one."""
+
 REQUESTS = 80
 """Requests around one fault."""
 
@@ -116,6 +119,7 @@ def items(folder: Path) -> list[Item]:
     ]
     groups.append([Item(f"crash/{point}", "crash-points", partial(_crash, point)) for point in POINTS])
     groups.append([Item(f"soak/{number}", "mixed", _soak) for number in range(SOAKS)])
+    groups.append([Item(f"soak/flapping/{number}", "flapping", _flapping) for number in range(FLAPPING)])
     for name in SCRIPTS:
         known = points(SCRIPTS[name], _fresh(folder / "points" / name))
         chunks = range(0, len(known), CHUNK)
@@ -186,12 +190,17 @@ async def _crash(point: str, seed: int, folder: Path) -> Finding:
 
 
 async def _soak(seed: int, folder: Path) -> Finding:
+    return _finding("mixed", await run(_mixed(seed), seed, folder))
+
+
+async def _flapping(seed: int, folder: Path) -> Finding:
+    return _finding("flapping", await run(msgspec.structs.replace(_mixed(seed), flaps=FLAPS), seed, folder))
+
+
+def _mixed(seed: int) -> Scenario:
     names = [name for name, nemesis in NEMESES.items() if nemesis.in_soak and not nemesis.waits_for]
     chosen = random.Random(f"{seed}/soak").choices(names, k=SOAK_ROUNDS)
-    scenario = Scenario(
-        name="soak", nemeses=[NEMESES[name] for name in chosen], requests=REQUESTS, nodes=3, sizes=SIZES
-    )
-    return _finding("mixed", await run(scenario, seed, folder))
+    return Scenario(name="soak", nemeses=[NEMESES[name] for name in chosen], requests=REQUESTS, nodes=3, sizes=SIZES)
 
 
 def _finding(kind: str, outcome: Outcome) -> Finding:

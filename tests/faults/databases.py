@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.faults.history import Books, ConsumerState, Effect, Epoch, OutboxState
@@ -14,14 +16,57 @@ DOMAIN = {"meter": "select number, event from reading", "audit": "select number,
 """Where each emitting service of the harness keeps what it wrote beside its events."""
 
 
+ELSEWHERE = Path("/proc")
+"""Where a disk is seen that another mount namespace has: SQLite follows the link in such a path into its own."""
+
+COPIES, PAUSE = 20, 0.02
+"""Attempts to copy a database that is written to meanwhile, and seconds between them."""
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database to be read; a process may have it open."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-    try:
-        yield connection
-    finally:
+    with TemporaryDirectory() as folder:
+        if path.is_relative_to(ELSEWHERE):
+            path = _steady_copy(path, Path(folder))
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def change(path: Path, statement: str) -> None:
+    """Run a statement on a database whose process is away."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name if path.is_relative_to(ELSEWHERE) else path
+        if copy is not path:
+            copy_database(path, copy)
+        with sqlite3.connect(copy) as connection:
+            connection.execute(statement)
         connection.close()
+        if copy is not path:
+            copy_database(copy, path)
+
+
+def _steady_copy(path: Path, folder: Path) -> Path:
+    """Copy a database with its log, of one moment: the log is the same before and after.
+
+    Raises:
+        sqlite3.OperationalError: it never was.
+    """
+    log, copy = path.with_name(f"{path.name}-wal"), folder / path.name
+    for _ in range(COPIES):
+        try:
+            before = log.read_bytes() if log.exists() else b""
+            copy.write_bytes(path.read_bytes())
+            copy.with_name(log.name).write_bytes(before)
+            if before == (log.read_bytes() if log.exists() else b""):
+                return copy
+        except OSError:
+            break
+        time.sleep(PAUSE)
+    raise sqlite3.OperationalError(f"{path} cannot be copied at one moment")
 
 
 def copy_database(path: Path, to: Path) -> None:

@@ -51,8 +51,17 @@ class Cut(msgspec.Struct, frozen=True):
 class PowerCut:
     """Records one program, from ``attach`` to its death, and then takes from its folder what was not synced."""
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
-        self._folder = folder.resolve()
+    def __init__(self, folder: Path, scratch: Path, *, known_as: Path | None = None) -> None:
+        """Prepare.
+
+        Args:
+            folder: what is copied, and changed by the cut.
+            scratch: for the copy and the recording.
+            known_as: what the program calls the folder, where that is something else.
+        """
+        # A link into another mount namespace would be followed into this one.
+        self._folder = folder.absolute() if known_as else folder.resolve()
+        self._known_as = (known_as or folder).resolve()
         self._durable = scratch / "durable"
         self._log = scratch / "calls"
         self._strace: subprocess.Popen[bytes] | None = None
@@ -75,7 +84,7 @@ class PowerCut:
         assert self._strace is not None
         self._strace.wait(timeout=30)
         calls = list(_calls(self._log))
-        kept, everything = (_replay(calls, self._folder, self._durable, all_=each) for each in (False, True))
+        kept, everything = (_replay(calls, self._known_as, self._durable, all_=each) for each in (False, True))
         real = _content(self._folder)
         wrong = [name for name in real.keys() | everything.keys() if real.get(name) != everything.get(name)]
         if wrong:

@@ -11,6 +11,7 @@ import msgspec
 from tests.faults.checker import Violation, check, summary
 from tests.faults.history import History
 from tests.faults.nemeses import Nemesis
+from tests.faults.nemeses.link import flap
 from tests.faults.system import System
 from tests.faults.workload import UNIT_SIZES, Workload
 
@@ -28,6 +29,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         nodes: how many edge nodes there are.
         sizes: readings of a request, drawn by the dice.
         padding: bytes that each reading is made longer by.
+        flaps: times that a link is cut and there again, spread over the rounds, beside the other faults.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 2
     sizes: tuple[int, ...] = UNIT_SIZES
     padding: int = 0
+    flaps: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -66,16 +69,21 @@ async def run(scenario: Scenario, seed: int, folder: Path) -> Outcome:
         nodes=nodes,
         grace=max(graces, key=float, default="0"),
         workload=workload,
+        small_disks=any(nemesis.small_disks for nemesis in scenario.nemeses),
         begins_previous=any(nemesis.begins_previous for nemesis in scenario.nemeses[:1]),
     ) as system:
+        share = scenario.flaps // max(1, len(scenario.nemeses))
         for nemesis in scenario.nemeses:
-            await _round(system, nemesis, scenario.requests)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(flap, system, share)
+                await _round(system, nemesis, scenario.requests)
             system.sample()
         await workload.round(scenario.requests // 2)
         stuck = await _drain(system)
         system.sample()
         system.stop()
-    outcome = judge(system.history(scenario.name), folder)
+        history = system.history(scenario.name)
+    outcome = judge(history, folder)
     if stuck is not None:
         raise AssertionError(f"{stuck}; judged nevertheless: {summary(outcome.violations)}") from stuck
     return outcome

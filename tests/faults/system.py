@@ -26,6 +26,7 @@ from forebay.testing.waiting import until
 from tests.faults.databases import Follower, consumer_state, outbox_rows, outbox_state
 from tests.faults.history import FreedEarly, History
 from tests.faults.services.readings import NOTICE_EVERY
+from tests.faults.small_disk import SmallDisk
 from tests.faults.users import Users
 from tests.faults.workload import Workload
 
@@ -77,6 +78,7 @@ class System:
         workload: Workload | None = None,
         sync_interval: str = "always",
         begins_previous: bool = False,
+        small_disks: bool = False,
     ) -> None:
         self.folder = folder
         self.seed = seed
@@ -100,6 +102,7 @@ class System:
         self.clocks: dict[str, float] = {}
         self.freed_early: list[FreedEarly] = []
         self._options = ["--grace", grace]
+        self.disks = {node: SmallDisk(folder / f"disk-{node}") for node in nodes if small_disks}
         self._unfreed: dict[str, set[str]] = {node: set() for node in nodes}
         self._freed: dict[str, set[str]] = {node: set() for node in nodes}
         self._numbers: dict[str, int] = {}
@@ -142,6 +145,8 @@ class System:
         self.broker.kill()
         for link in self.links.values():
             link.stop()
+        for disk in self.disks.values():
+            disk.end()
 
     def processes(self) -> list[ServiceProcess]:
         """The edge nodes' processes and the core's."""
@@ -149,24 +154,37 @@ class System:
 
     def database(self, node: str, service: str) -> Path:
         """Where a service's database is."""
-        return (self.data / CORE if node == CORE else self.data / "nodes" / node) / f"{service}.db"
+        if node == CORE:
+            return self.data / CORE / f"{service}.db"
+        data = self.disks[node].folder if node in self.disks else self.data
+        return self.seen(node, data / "nodes" / node / f"{service}.db")
+
+    def seen(self, name: str, path: Path) -> Path:
+        """Return where the harness finds what an edge process has at a path: its disk may be seen by it alone."""
+        return self.disks[name].seen(path) if name in self.disks else path
+
+    def data_of(self, process: ServiceProcess) -> Path:
+        """Return where the harness finds an edge process's data folder."""
+        return self.seen(process.node, process.data) if process is self.edges.get(process.node) else process.data
 
     def _process(self, name: str, *, node: str = "", data: Path | None = None) -> ServiceProcess:
         link = self.links[name] = Link(self.broker.port)
         wanted = [f"{SERVICES}.{each}" for each in (self.consumers if name == CORE else ["meter"])]
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        clock = {}
+        disk = self.disks.get(name)
+        own = {"FOREBAY_DISK_RESERVE": "0"} if disk else {}
         if name != CORE:
             paths.append(str(MOVED_CLOCK))
-            clock["HARNESS_CLOCK"] = str(self._set_clock(name, 0.0))
+            own["HARNESS_CLOCK"] = str(self._set_clock(name, 0.0))
         return ServiceProcess(
             wanted,
             node=node or name,
             project=self.project,
-            data=data or self.data,
+            data=data or (disk.folder if disk else self.data),
+            launcher=disk.launcher(self.project) if disk else (),
             nats=self.users.url(node or name, link.port),
             options=self._options,
-            environment={"PYTHONPATH": os.pathsep.join(path for path in reversed(paths) if path), **clock},
+            environment={"PYTHONPATH": os.pathsep.join(path for path in reversed(paths) if path), **own},
         )
 
     def _url_of(self, name: str) -> Callable[[], str]:
@@ -347,7 +365,10 @@ class System:
     def _last_events(self) -> list[str]:
         """Return where to ask for the last event of each epoch of each store."""
         asks = []
-        stores = [(process.url, process.data / "nodes" / process.node / "meter.db") for process in self.edges.values()]
+        stores = [
+            (process.url, self.data_of(process) / "nodes" / process.node / "meter.db")
+            for process in self.edges.values()
+        ]
         stores += [(self.core.url, self.database(CORE, name)) for name in EMITTING if name in self.consumers]
         for url, store in stores:
             rows = outbox_rows(store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import anyio
@@ -68,6 +69,7 @@ class Workload:
     Attributes:
         writes: every reading that was sent, by number; with its message id once that was acknowledged.
         acknowledged: requests that were answered with success.
+        refused: answers that were no success, by status.
         padding_of: bytes by which the readings of one meter are longer than those of others.
     """
 
@@ -81,6 +83,7 @@ class Workload:
         self.acknowledged = 0
         self.idle = True
         self.padding_of: dict[str, int] = {}
+        self.refused: Counter[int] = Counter()
 
     def add_node(self, node: str, url: Callable[[], str], meters: int = 4) -> None:
         """Let so many new meters write to a node."""
@@ -147,6 +150,7 @@ class Workload:
                 if answer.status_code == 201:
                     return list(answer.json()["events"])
                 said = f"{answer.status_code} {answer.text}"
+                self.refused[answer.status_code] += 1
                 if answer.status_code not in (503, 507):
                     raise WorkloadError(f"{meter.node} answered {said}")
             await anyio.sleep(meter.dice.uniform(0.02, 0.2))

@@ -270,3 +270,26 @@ async def _is_withheld(node: RunningService, message_id: str) -> bool:
 async def _gone(node: RunningService) -> bool:
     confirming_of(node).wake()  # with all confirmed it asks every few minutes only
     return not await withheld(node)
+
+
+async def test_more_withheld_events_than_one_question_lists_hold_up_their_own_keys_alone_o4(tmp_path: Path) -> None:
+    """C1, O4: what every consumer has passed makes room in the question for what one has not heard of yet."""
+    server = NatsServer(tmp_path / "nats", extra=SMALL)
+    async with started(server), connected(server.url) as connection:
+        await apply(connection, "audit")
+        async with (
+            serving(door(), connection, tmp_path) as node,
+            serving(listener(), connection, tmp_path, node="core", schema=NOTES) as audit,
+        ):
+            confirming_of(node)._most_listed = 2
+            await node.store.write(letters, ["a", *[BIG] * 5, "g"])
+
+            async def noted() -> list[tuple[object, ...]]:
+                return await rows(audit.store, "select node, number from note order by id")
+
+            await eventually(lambda: _equals(noted, [("door-1", 1), ("door-7", 7)]), 30)
+            assert await withheld(node) == [2, 3, 4, 5, 6]
+            server.extra = LARGE
+            await server.restart()
+            whole = [("door-1", 1), ("door-7", 7), *((f"door-{number}", number) for number in range(2, 7))]
+            await eventually(lambda: _equals(noted, whole), 40)

@@ -76,7 +76,7 @@ class FoundFile(NamedTuple):
         """
         from sqlite_utils import Database
 
-        connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        connection = self._connect()
         try:
             database = Database(connection)
             return list(database.query(sql, params)) if database["forebay_origin"].exists() else []
@@ -84,6 +84,12 @@ class FoundFile(NamedTuple):
             raise StoreError(f"{self.path} cannot be read: {error}", hint="is it a service's database?") from error
         finally:
             connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"{self.path} cannot be opened: {error}", hint="may you read it?") from error
 
     @property
     def reads(self) -> bool:
@@ -114,7 +120,7 @@ class FoundFile(NamedTuple):
         """
         from forebay.sqlite.transaction import SqliteTransaction
 
-        connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        connection = self._connect()
         connection.row_factory = sqlite3.Row
         try:
             if not connection.execute("select 1 from sqlite_master where name = 'forebay_gap'").fetchone():

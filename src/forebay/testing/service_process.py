@@ -36,6 +36,7 @@ class ServiceProcess:
         port: int | None = None,
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = (),
     ) -> None:
         """Prepare a process; nothing happens before ``start``.
 
@@ -48,6 +49,7 @@ class ServiceProcess:
             port: of HTTP; a free one if None.
             options: more options of ``forebay run``, such as ``["--grace", "0"]``.
             environment: variables beside those of this process.
+            launcher: the beginning of a command line that becomes the process, such as ``["nice"]``.
         """
         self.services = list(services)
         self.node = node
@@ -57,6 +59,7 @@ class ServiceProcess:
         self.port = port or free_port()
         self.options = list(options)
         self.environment = dict(environment or {})
+        self.launcher = list(launcher)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -84,7 +87,7 @@ class ServiceProcess:
         if self.running:
             return
         self.data.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "forebay", "run", *self.services, "--node", self.node]
+        command = [*self.launcher, sys.executable, "-m", "forebay", "run", *self.services, "--node", self.node]
         command += ["--data", str(self.data), "--nats", self.nats, "--port", str(self.port), *self.options]
         environment = {**os.environ, **self.environment, PARENT: str(os.getpid())}
         with self.log.open("ab") as log:

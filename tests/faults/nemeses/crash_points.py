@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
+from contextlib import suppress
 from functools import partial
 
 import anyio
 
 from forebay.crash_points import POINTS, VARIABLE
+from tests.faults.databases import change
 from tests.faults.nemeses.broker import roll_back
 from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.processes import any_edge
 from tests.faults.system import System
 
 PATIENCE = 8.0
-"""Seconds until a point counts as not reached; some need what happens only now and then."""
+"""Seconds of work until a point counts as not reached; some need what happens only now and then."""
 
 TIMES = (1, 1, 2, 3, 7)
 """The how manieth time a process ends there, drawn by the dice."""
@@ -34,13 +35,13 @@ async def crash_at(point: str, system: System) -> None:
     process = system.core if point.partition(".")[0] in OF_CORE else any_edge(system)
     process.kill()
     if point == FIRST_HEARD:
-        with sqlite3.connect(system.database(process.node, "meter")) as connection:
-            connection.execute("update forebay_store set confirmed_by = null")
-        connection.close()
+        change(system.database(process.node, "meter"), "update forebay_store set confirmed_by = null")
     times = 1 if point in (*AFTER_LOSS, FIRST_HEARD) else system.dice.choice(TIMES)
     process.environment[VARIABLE] = f"{point}:{times}"
     try:
         process.start()
+        with suppress(AssertionError):  # it may end at the point before it is ready
+            await process.ready()
         if point in AFTER_LOSS:
             await roll_back(system)
         with anyio.move_on_after(PATIENCE):

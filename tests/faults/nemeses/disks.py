@@ -22,11 +22,15 @@ from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.observing import WITHIN, Heard
 from tests.faults.stream import message_ids
 from tests.faults.system import System
+from tests.integration.small_disk import fill as fill_up
 
 REQUESTS = 40
 """Requests whose events wait on the node when its disk fails."""
 
 PAGE = 4096
+PADDING, FILLING = 50_000, 120
+"""Bytes of a reading, and requests, while the disk is full: more than the room that the log has already."""
+
 FLIPS = 3
 """Bits that are flipped at once."""
 
@@ -162,7 +166,36 @@ def _flip(path: Path, at: int, dice: random.Random) -> None:
         file.write(bytes([byte ^ 1 << dice.randrange(8)]))
 
 
+async def fill(system: System) -> None:
+    """Another program fills the disk: writes are refused, what is stored goes on draining, and later there is room."""
+    name = system.dice.choice(system.nodes)
+    process, workload = system.edges[name], system.workload
+    filler = system.seen(name, process.data / "filler")
+    workload.padding_of |= dict.fromkeys(workload.meters(name), PADDING)
+    refused = workload.refused[507]
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(workload.round, FILLING, name)
+            await anyio.lowlevel.checkpoint()
+            await workload.progress(system.dice.randrange(1, FILLING // 4))
+            await anyio.to_thread.run_sync(fill_up, filler)
+            await until(
+                lambda: workload.refused[507] > refused or workload.idle, limit=WITHIN, what="writes are refused"
+            )
+            assert workload.refused[507] > refused, "a full disk takes everything"
+            await system.arrive({number for number, _ in workload.message_ids(name)} - system.lost_with_disk)
+            if system.dice.random() < 0.5:
+                process.kill()
+                process.start()
+            filler.unlink()
+    finally:
+        for meter in workload.meters(name):
+            workload.padding_of.pop(meter, None)
+    await process.ready()
+
+
 DISKS = (
+    Nemesis("edge-disk-full", fill, quiet=True, small_disks=True),
     Nemesis("edge-truncated", truncate, quiet=True),
     Nemesis("edge-bits-flipped", flip_bits, quiet=True),
     Nemesis("edge-pages-zeroed", zero_pages, quiet=True),

@@ -9,6 +9,9 @@ from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.processes import anywhere
 from tests.faults.system import System
 
+FLAP_INTERVAL = 0.05
+"""Seconds between two flaps beside another fault, on average."""
+
 FLAPS = 25
 """Resets in a row that count as one fault."""
 
@@ -41,6 +44,14 @@ async def flaps(system: System) -> None:
         await anyio.sleep(system.dice.uniform(0, 0.03))
         link.heal()
         await anyio.sleep(system.dice.uniform(0, 0.2))
+
+
+async def flap(system: System, times: int) -> None:
+    """Let links come and go beside another fault; one that is cut or frozen by that is left to it."""
+    for _ in range(times):
+        await anyio.sleep(system.dice.uniform(0, 2 * FLAP_INTERVAL))
+        any_link(system).reset()
+        system.faults["flap"] += 1
 
 
 async def cut_link(system: System) -> None:

@@ -20,6 +20,7 @@ class Nemesis(msgspec.Struct, frozen=True):
         in_soak: whether it may come in any order and any number of times, mixed with others.
         traced: whether it needs ``strace``.
         begins_previous: whether its nodes begin with the previous release.
+        small_disks: whether its nodes have small disks of their own.
         grace: the grace tail that it needs, in seconds.
     """
 
@@ -30,4 +31,5 @@ class Nemesis(msgspec.Struct, frozen=True):
     in_soak: bool = True
     traced: bool = False
     begins_previous: bool = False
+    small_disks: bool = False
     grace: str = "0"

@@ -32,13 +32,17 @@ LAZY = "2m"
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What loses its power: a process, the folder that it keeps, and the links over which it is given work."""
+    """What loses its power: a process, the folder that it keeps, and the links over which it is given work.
+
+    ``known_as`` is what the process calls the folder, where that is something else.
+    """
 
     folder: Path
     pid: Callable[[], int | None]
     kill: Callable[[], None]
     start: Callable[[], Awaitable[None]]
     links: Collection[Link]
+    known_as: Path | None = None
 
 
 async def cut_broker(system: System) -> None:
@@ -69,16 +73,17 @@ async def cut_edge(system: System) -> None:
     """A node: what it had answered is on its disk."""
     process = any_edge(system)
     name = next(name for name, each in system.edges.items() if each is process)
-    await _cut(system, _machine(system, process, name, process.data / "nodes" / process.node))
+    folder = process.data / "nodes" / process.node
+    await _cut(system, _machine(system, process, name, system.seen(name, folder), known_as=folder))
 
 
-def _machine(system: System, process: ServiceProcess, name: str, folder: Path) -> Machine:
+def _machine(system: System, process: ServiceProcess, name: str, folder: Path, known_as: Path | None = None) -> Machine:
     async def start() -> None:
         forget_memory(folder)
         process.start()
         await process.ready()
 
-    return Machine(folder, lambda: process.pid, process.kill, start, [system.links[name]])
+    return Machine(folder, lambda: process.pid, process.kill, start, [system.links[name]], known_as)
 
 
 async def _cut(system: System, machine: Machine) -> Cut:
@@ -89,7 +94,7 @@ async def _cut(system: System, machine: Machine) -> Cut:
     """
     for attempt in range(ATTEMPTS):
         scratch = system.folder / "power"
-        power = PowerCut(machine.folder, scratch)
+        power = PowerCut(machine.folder, scratch, known_as=machine.known_as)
         async with _without_work(machine):
             pid = machine.pid()
             assert pid is not None, "it does not run"

@@ -85,7 +85,7 @@ async def lower_limit(system: System) -> None:
     finally:
         system.workload.padding_of.pop(large, None)
         await _limit(system, None)
-    command = [sys.executable, "-m", "forebay", "outbox", "retry", "--data", str(process.data)]
+    command = [*process.launcher, sys.executable, "-m", "forebay", "outbox", "retry", "--data", str(process.data)]
     done = await anyio.run_process(command, cwd=system.project, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
 
