@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import msgspec
 
@@ -10,7 +11,7 @@ from forebay.delivery import Delivery
 from forebay.envelope import Identity
 from forebay.identity import Origin, Place, parse_place
 from forebay.protocol.confirmation import EpochAnswer
-from forebay.protocol.inbox import EpochState, OriginInbox
+from forebay.protocol.inbox import HELD_BYTES, EpochState, OriginInbox
 from forebay.sequences import SequenceSet
 from forebay.transaction import Row, Transaction
 
@@ -48,6 +49,13 @@ _HOLD = """
     insert into forebay_held (node, service, epoch, sequence, subject, headers, body, stream_sequence, stored_at)
     values (:node, :service, :epoch, :sequence, :subject, :headers, :body, :stream_sequence, :stored_at)"""
 
+_HELD_BYTES = """
+    select epoch, sum(length(body) + length(headers)) as bytes from forebay_held
+    where node = :node and service = :service group by epoch"""
+
+_FEW = HELD_BYTES // (512 * 1024)
+"""Held events that cannot be too many bytes, whatever they are: those of fewer need not be counted."""
+
 _RELEASE = """
     delete from forebay_held
     where node = :node and service = :service and epoch = :epoch and sequence = :sequence
@@ -60,6 +68,7 @@ class Inbox:
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
         self._origins: dict[tuple[str, str], OriginInbox] = {}
+        self._held_bytes: dict[tuple[str, str], Counter[str]] = {}
 
     def of(self, identity: Identity, place: Place) -> OriginInbox:
         """Return the epochs of a message's node and service: its own, the one before it, and all that hold events."""
@@ -114,6 +123,9 @@ class Inbox:
         """Keep an event that waits for a hole to be repaired; the highest is given up where too many are held (B3)."""
         origin = self.of(identity, place)
         origin.hold(place)
+        headers = msgspec.json.encode(dict(delivery.headers)).decode()
+        if (counted := self._held_bytes.get((identity.node, identity.service))) is not None:
+            counted[place.epoch] += len(delivery.body) + len(headers)
         self._tx.execute(
             _HOLD,
             node=identity.node,
@@ -121,21 +133,33 @@ class Inbox:
             epoch=place.epoch,
             sequence=place.sequence,
             subject=delivery.subject,
-            headers=msgspec.json.encode(dict(delivery.headers)).decode(),
+            headers=headers,
             body=delivery.body,
             stream_sequence=delivery.stream_sequence,
             stored_at=delivery.stored_at,
         )
-        excess = origin.overfull(identity.lane)
-        if excess is not None:
+        while (excess := origin.overfull(identity.lane, self._bytes_of(identity, origin))) is not None:
             given_up = self.release(Origin(identity.node, identity.service, identity.lane), excess, 0)
             origin.give_up(excess, given_up.stream_sequence)
+
+    def _bytes_of(self, identity: Identity, origin: OriginInbox) -> int:
+        """Return what the held events of a message's origin take; 0 where they are few."""
+        if origin.held(identity.lane) <= _FEW:
+            return 0
+        where = identity.node, identity.service
+        if where not in self._held_bytes:
+            rows = self._tx.execute(_HELD_BYTES, node=identity.node, service=identity.service)
+            self._held_bytes[where] = Counter({row["epoch"]: row["bytes"] for row in rows})
+        counted = self._held_bytes[where]
+        return sum(counted[epoch] for epoch, state in origin.epochs.items() if state.lane == identity.lane)
 
     def release(self, origin: Origin, place: Place, partition: int) -> Delivery:
         """Take a held event out; it takes effect in this transaction."""
         row = self._tx.execute(
             _RELEASE, node=origin.node, service=origin.service, epoch=place.epoch, sequence=place.sequence
         )[0]
+        if (counted := self._held_bytes.get((origin.node, origin.service))) is not None:
+            counted[place.epoch] -= len(row["body"]) + len(row["headers"])
         return _delivery(partition, row)
 
     def save(self) -> None:

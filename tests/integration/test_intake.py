@@ -476,3 +476,25 @@ async def test_a_key_is_blocked_within_its_origin_alone_f1(core: Core, stream: S
 
     assert await effects(core) == [3, 4, 5]
     assert await core.parked() == [("handler", f"{OLD}-1"), ("behind", f"{OLD}-2")]
+
+
+async def test_an_origin_that_holds_too_many_bytes_gives_up_its_highest_events_b3(
+    core: Core, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B3: few large events fill a disk as many small ones do; what is counted follows what is held, over restarts."""
+    large = await core.take([event(stream, 3, headers={"x": "y" * 1000}), event(stream, 4, headers={"x": "y" * 1000})])
+    assert large.held == 2
+    monkeypatch.setattr("forebay.inbox._FEW", 0)
+    monkeypatch.setattr("forebay.protocol.inbox.HELD_BYTES", 3500)
+
+    await core.take([event(stream, 5, headers={"x": "y" * 1000})])
+    await core.take([event(stream, 6), event(stream, 7, headers={"x": "y" * 3000})])
+
+    held = [row["sequence"] for row in await core.rows("select sequence from forebay_held order by sequence")]
+    (row,) = await core.rows("select given_up from forebay_inbox")
+    assert held == [3, 4, 6]
+    assert row["given_up"] == "[5,7,3]"
+
+    await core.take([event(stream, 1), event(stream, 2)])
+
+    assert await effects(core) == [1, 2, 3, 4]

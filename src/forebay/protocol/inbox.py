@@ -16,6 +16,9 @@ from forebay.sequences import Range, SequenceSet, joined, within, without
 HELD_EVENTS = 10_000
 """Events that one origin may hold above its holes (B3); beyond it the highest is given up, and read again later."""
 
+HELD_BYTES = 64 * 1024 * 1024
+"""Bytes that these may take: 10,000 of the largest would be 2.5 GiB."""
+
 
 class Verdict(Enum):
     """What to do with an arriving event."""
@@ -160,14 +163,23 @@ class OriginInbox:
         state.passed.hold(place.sequence)
         state.changed = True
 
-    def overfull(self, lane: str) -> Place | None:
-        """Return the event to give up, the highest that is held, where an origin holds more than it may (B3)."""
-        states = [(epoch, state) for epoch, state in self.epochs.items() if state.lane == lane and state.passed.ranges]
-        held = sum(last - first + 1 for _, state in states for first, last in state.passed.ranges)
-        if held <= self._held_events:
+    def held(self, lane: str) -> int:
+        """Return how many events of an origin are held."""
+        return sum(last - first + 1 for _, state in self._holding(lane) for first, last in state.passed.ranges)
+
+    def overfull(self, lane: str, held_bytes: int = 0) -> Place | None:
+        """Return the event to give up, the highest that is held, where an origin holds more than it may (B3).
+
+        ``held_bytes`` is what its held events take in the caller's hands.
+        """
+        states = self._holding(lane)
+        if not states or (self.held(lane) <= self._held_events and held_bytes <= HELD_BYTES):
             return None
         epoch, state = max(states, key=lambda each: each[0])
         return Place(epoch, state.passed.ranges[-1][1])
+
+    def _holding(self, lane: str) -> list[tuple[str, EpochState]]:
+        return [(epoch, state) for epoch, state in self.epochs.items() if state.lane == lane and state.passed.ranges]
 
     def give_up(self, place: Place, stream_sequence: int) -> None:
         """Hold an event no longer; it stands at ``stream_sequence``, or did."""
