@@ -115,3 +115,113 @@ async def test_a_sale_that_no_sum_can_hold_is_parked_and_the_next_ones_count(cor
 
     assert [reason for reason, _ in await core.parked()] == ["undecodable-body"] * 2
     assert (await core.rows("select sales, cents from store_total")) == [{"sales": 1, "cents": 7}]
+
+
+def basket(*lines: tuple[int, int, int]) -> bytes:
+    known = [Line(product=product, quantity=quantity, cents=cents) for product, quantity, cents in lines]
+    total = sum(line.cents for line in known)
+    return msgspec.json.encode(SaleRecorded(basket="31198570044", household=900, lines=known, cents=total))
+
+
+async def test_products_add_up_over_all_nodes_and_departments_per_node(core: Core, client: httpx.AsyncClient) -> None:
+    stream = Stream()
+    await core.take(
+        [
+            stream.event(1, basket((1095275, 2, 100), (25671, 1, 350), (7, 3, 30))),
+            stream.event(1, basket((1095275, 1, 50)), node="store-1", epoch=NEW),
+        ]
+    )
+
+    assert (await client.get("/sales/products")).json() == {
+        "products": [
+            {"product": 7, "department": "unknown", "lines": 1, "units": 3, "cents": 30},
+            {"product": 25671, "department": "GROCERY", "lines": 1, "units": 1, "cents": 350},
+            {"product": 1095275, "department": "PASTRY", "lines": 2, "units": 3, "cents": 150},
+        ],
+        "next": None,
+    }
+    assert (await client.get("/sales/departments?node=store-330")).json() == {
+        "node": "store-330",
+        "departments": [
+            {"department": "GROCERY", "lines": 1, "units": 1, "cents": 350},
+            {"department": "PASTRY", "lines": 1, "units": 2, "cents": 100},
+            {"department": "unknown", "lines": 1, "units": 3, "cents": 30},
+        ],
+    }
+    assert (await client.get("/sales/departments?node=store-404")).json() == {"node": "store-404", "departments": []}
+    assert (await client.get("/sales/products/25671")).json()["cents"] == 350
+    answer = await client.get("/sales/products/8")
+    assert (answer.status_code, answer.json()["field"]) == (404, "product")
+
+
+async def test_products_come_page_by_page(core: Core, client: httpx.AsyncClient) -> None:
+    await core.take([Stream().event(1, basket(*((product, 1, product) for product in range(5))))])
+    found, after = [], ""
+    for _ in range(3):
+        page = (await client.get(f"/sales/products?limit=2{after}")).json()
+        found.append([each["product"] for each in page["products"]])
+        after = f"&after={page['next']}"
+    assert (found, page["next"]) == ([[0, 1], [2, 3], [4]], None)
+
+
+async def test_a_sale_counts_for_the_utc_hour_in_which_it_happened(core: Core, client: httpx.AsyncClient) -> None:
+    stream = Stream()
+    late = at("2017-01-01T20:30:00").replace(tzinfo=timezone(-timedelta(hours=5)))
+    await core.take(
+        [
+            stream.event(1, sale(1), time=at("2017-01-01T23:59:59.999999+00:00")),
+            stream.event(2, sale(20), time=at("2017-01-02T00:00:00+00:00")),
+            stream.event(3, sale(300), headers={"ce-time": late.isoformat()}),
+        ]
+    )
+    assert (await client.get("/sales/hours?node=store-330&day=2017-01-02")).json() == {
+        "node": "store-330",
+        "day": "2017-01-02",
+        "hours": [
+            {"hour": "2017-01-02T00", "sales": 1, "lines": 1, "cents": 20},
+            {"hour": "2017-01-02T01", "sales": 1, "lines": 1, "cents": 300},
+        ],
+    }
+    assert [
+        row["hour"] for row in (await client.get("/sales/hours?node=store-330&day=2017-01-01")).json()["hours"]
+    ] == ["2017-01-01T23"]
+
+
+async def test_what_an_older_read_model_does_not_have_is_not_shown_until_it_was_rebuilt(
+    core: Core, client: httpx.AsyncClient
+) -> None:
+    await core.take([Stream().event(1, sale(7))])
+    await core.store.write(lambda tx: tx.execute("update forebay_projection set version = 1"))
+    for path in ("products", "products/1095275", "departments?node=store-330", "hours?node=store-330&day=2017-01-01"):
+        answer = await client.get(f"/sales/{path}")
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json"), path
+    assert (await client.get("/sales/stores/store-330")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("products?after=x", "after"),
+        ("products?after=-1", "after"),
+        ("products?limit=0", "limit"),
+        ("products/abc", "product"),
+        ("products/9223372036854775808", "product"),
+        ("departments?node=%00", "node"),
+        ("hours?node=store-330&day=2017-1-1", "day"),
+        ("hours?node=store-330&day=20170101", "day"),
+        ("hours?node=store-330", "day"),
+    ],
+)
+async def test_what_cannot_be_asked_is_a_problem_that_names_the_field(
+    client: httpx.AsyncClient, path: str, field: str
+) -> None:
+    answer = await client.get(f"/sales/{path}")
+    assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+async def test_more_units_than_any_sum_can_hold_are_parked_and_the_next_sales_count(core: Core) -> None:
+    stream = Stream()
+    handled = await core.take([stream.event(1, basket((1, 10**9, 1))), stream.event(2, basket((1, 10**9, 1)))])
+    assert handled.applied == 2
+    with pytest.raises(Exception, match="units of product 1"):
+        await core.take([stream.event(3, basket((1, 10**9 + 1, 1)))])
