@@ -60,6 +60,9 @@ def look_after(at_work: AtWork) -> Work:
     """Export and delete, once in each interval; what fails is tried again."""
     settings: Settings = at_work.settings
     limits = settings.limits()
+    if limits.keep_bytes is not None and not at_work.is_file:
+        # What is deleted there is room for what comes, and the files stay as large as they were.
+        raise ConfigurationError("[archive] keep_bytes is for SQLite files", hint="on PostgreSQL give keep")
 
     async def look() -> bool:
         await export_days(at_work, limits)

@@ -139,7 +139,7 @@ class Building:
                 found = [event for event in events if within(event.sequence, each.todo)]
                 for event in found:
                     each.take(event.sequence)
-                await self._apply(Step(deliveries=_deliveries(found), position=self._position, end=self._end), still)
+                await self._apply(self._step(found), still)
             left = [(max(first, low), min(last, high)) for low, high in each.todo if low <= last and high >= first]
             self.lacking += [Lacking(each.origin, each.epoch, *places) for places in left]
         await self._beside.write(passed)
@@ -155,9 +155,7 @@ class Building:
             put_off: list[int] = []
             due = [event for event in page.events if await self._is_due(event, put_off)]
             self._position, self._end = page.position, page.end
-            await self._apply(
-                Step(deliveries=_deliveries(due), position=page.position, end=page.end, later=put_off), still
-            )
+            await self._apply(self._step(due, later=put_off), still)
             if not page.more:
                 return
 
@@ -188,8 +186,17 @@ class Building:
             page = await self._archive.scan(position - 1, self._handlers.services, 1)
             due = [event for event in page.events if event.sequence == position and await self._is_due(event, [])]
             if due or not page.events or page.events[0].sequence != position:
-                step = Step(deliveries=_deliveries(due), position=self._position, end=self._end, came=[position])
-                await self._apply(step, still)
+                await self._apply(self._step(due, came=[position]), still)
+
+    def _step(self, events: Sequence[ArchivedMessage], *, later: Sequence[int] = (), came: Sequence[int] = ()) -> Step:
+        return Step(
+            deliveries=_deliveries(events),
+            before=self.replayed,
+            position=self._position,
+            end=self._end,
+            later=list(later),
+            came=list(came),
+        )
 
     async def _apply(self, step: Step, still: bool) -> None:
         begun = time.monotonic()

@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskStatus
@@ -34,8 +33,7 @@ from forebay.outbox import Outbox
 from forebay.projection import FAILED, LACKING, RUNNING, Lacking, Rebuild, asked, effects, finish, stand
 from forebay.replaying import progress
 from forebay.scripts import MigrationSet
-from forebay.sqlite import SqliteStore
-from forebay.sqlite.beside import own_tables, path_beside, remove_beside, replace_rows
+from forebay.stores import ServiceStore
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
@@ -54,6 +52,27 @@ CLOCKS = 5 * 60
 """Seconds by which this clock and the archive's may differ."""
 
 
+class Beside(Protocol):
+    """The tables beside those in use, wherever they are: a file, or a schema."""
+
+    def check(self, tx: Transaction) -> None:
+        """Refuse tables in use whose rows cannot be replaced. Raises ``ConfigurationError``."""
+
+    async def open(self, migrations: Sequence[MigrationSet]) -> ServiceStore:
+        """Open the tables, made where they are missing. Raises ``StoreError``."""
+        ...
+
+    async def remove(self) -> None:
+        """Remove the tables, if there are any. Raises ``StoreError``."""
+
+    async def close(self) -> None:
+        """Let another process have them; the store that ``open`` returned is closed."""
+
+    def replace(self, tx: Transaction) -> int:
+        """Replace the rows of the tables in use by theirs; return how many there are now."""
+        ...
+
+
 class Rebuilding:
     """Rebuilds the read model of one service when that is asked for. Start it with ``run``.
 
@@ -62,7 +81,7 @@ class Rebuilding:
         consumer: reads for the service.
         handlers: the service's.
         store: the tables in use.
-        database: where they are.
+        tables: those beside.
         migrations: which make the tables.
         connection: to the broker.
         outbox: the service's: it has no lanes, so that whatever emits fails.
@@ -76,7 +95,7 @@ class Rebuilding:
         consumer: Consumer,
         handlers: Handlers,
         store: UnitStore,
-        database: Path,
+        tables: Beside,
         migrations: Sequence[MigrationSet],
         connection: Connection,
         outbox: Outbox,
@@ -87,7 +106,7 @@ class Rebuilding:
         self._consumer = consumer
         self._handlers = handlers
         self._store = store
-        self._database = database
+        self._tables = tables
         self._migrations = migrations
         self._connection = connection
         self._outbox = outbox
@@ -104,7 +123,7 @@ class Rebuilding:
             try:
                 rebuild = await self._store.read(asked)
                 if rebuild is None:
-                    await anyio.to_thread.run_sync(remove_beside, self._database)
+                    await self._tables.remove()
                 elif rebuild.state == RUNNING:
                     await self._attempt(rebuild)
                     backoff.reset()
@@ -155,8 +174,9 @@ class Rebuilding:
         finally:
             with anyio.CancelScope(shield=True):
                 await beside.close()
+                await self._tables.close()
         reach("rebuild.swapped")
-        await anyio.to_thread.run_sync(remove_beside, self._database)
+        await self._tables.remove()
         extra = {"consumer": self._consumer.name, "version": self._version, "replayed": building.replayed, "rows": rows}
         logger.info("rebuild.swapped", extra=extra)
 
@@ -166,7 +186,7 @@ class Rebuilding:
         if sorted(effects(work)) != sorted(building.effects):  # another process reads for the service as well
             raise LinkError("something took effect during the last pass")
         reach("rebuild.swapping")
-        rows = replace_rows(work, self._database)
+        rows = self._tables.replace(work)
         reach("rebuild.replaced")
         return rows
 
@@ -188,18 +208,18 @@ class Rebuilding:
     async def _has_read(self, partition: int, end: int) -> bool:
         return self._consumer.committed.get(partition, 0) >= end or await self._consumer.at_end(partition)
 
-    async def _open(self, rebuild: Rebuild) -> SqliteStore:
+    async def _open(self, rebuild: Rebuild) -> ServiceStore:
         try:
-            await self._store.read(_check_tables)
+            await self._store.read(self._tables.check)
         except ConfigurationError as error:
             raise StandsError(str(error)) from error
-        beside = await SqliteStore.open(path_beside(self._database), migrations=self._migrations)
+        beside = await self._tables.open(self._migrations)
         known = await beside.read(progress)
         if known is None or (known.id, known.version) == (rebuild.id, self._version):
             return beside
         await beside.close()
-        await anyio.to_thread.run_sync(remove_beside, self._database)
-        return await SqliteStore.open(path_beside(self._database), migrations=self._migrations)
+        await self._tables.remove()
+        return await self._tables.open(self._migrations)
 
 
 async def _last_pass(building: Building) -> None:
@@ -211,10 +231,6 @@ async def _last_pass(building: Building) -> None:
             await anyio.sleep(0.05)
         else:
             return
-
-
-def _check_tables(tx: Transaction) -> None:
-    own_tables(tx)
 
 
 def _told(lacking: Sequence[Lacking]) -> str:

@@ -10,6 +10,7 @@ import msgspec
 
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
+from forebay.errors import StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Origin
 from forebay.intake import Intake, Taken
@@ -28,7 +29,8 @@ _BEGIN = """
 
 _SAVE = """
     update forebay_rebuild_progress set position = :position, archive_end = :archive_end,
-      replayed = replayed + :replayed, skipped = skipped + :skipped, changed_at = :now"""
+      replayed = replayed + :replayed, skipped = skipped + :skipped, changed_at = :now
+    where replayed = :before returning 1 as saved"""
 
 _SAVE_EPOCH = """
     insert into forebay_rebuild_epoch (node, service, lane, epoch, prev, todo, done)
@@ -55,6 +57,7 @@ class Step(msgspec.Struct, kw_only=True):
 
     Attributes:
         deliveries: what is replayed, in order.
+        before: how many events were replayed before.
         position: of the archive, behind what was looked at.
         end: of the archive.
         later: positions of foreign events that had no effect yet.
@@ -62,6 +65,7 @@ class Step(msgspec.Struct, kw_only=True):
     """
 
     deliveries: list[Delivery]
+    before: int
     position: int
     end: int
     later: list[int] = []
@@ -128,14 +132,17 @@ def replay(work: UnitOfWork, handlers: Handlers, step: Step, planned: Plan, one_
     _save_epochs(work, planned)
     work.executemany("insert into forebay_rebuild_later (position) values (:at)", [{"at": at} for at in step.later])
     work.executemany("delete from forebay_rebuild_later where position = :at", [{"at": at} for at in step.came])
-    work.execute(
+    saved = work.execute(
         _SAVE,
+        before=step.before,
         position=step.position,
         archive_end=step.end,
         replayed=len(step.deliveries),
         skipped=taken.skipped + taken.duplicates,
         now=_now(),
     )
+    if not saved:
+        raise StoreError("another process has gone on with this rebuild")
     reach("rebuild.applied")
     return taken
 

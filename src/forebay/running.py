@@ -46,9 +46,10 @@ from forebay.registry import Registry
 from forebay.relay import Relay
 from forebay.service import Service, check_followed
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
+from forebay.sqlite.beside import FileBeside
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
-from forebay.stores import ServiceStore, postgres_store
+from forebay.stores import ServiceStore, postgres_beside, postgres_store
 from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
@@ -228,7 +229,7 @@ class RunningService:
                     self.consumer,
                     self.declared.handlers,
                     store,
-                    self.path,
+                    FileBeside(self.path) if self._url is None else postgres_beside()(self._url, self.name),
                     sets,
                     self._connection,
                     self.outbox,
@@ -240,7 +241,8 @@ class RunningService:
         if self.declared.timers:
             self.timers = Timers(self.declared.timers, store)
             self._subscriptions.append(opened.on_commit(self.timers.wake))
-        at_work = AtWork(store, self._known, self._scanned_within, partial(ask_all, self._connection))
+        asking = partial(ask_all, self._connection)
+        at_work = AtWork(store, self._known, self._url is None, self._scanned_within, asking)
         for each in self.declared.workers:
             worker = Worker(f"{self.name}.{each.make.__name__}", each.make(at_work), every=each.every)
             self._workers.append(worker)

@@ -10,6 +10,7 @@ from forebay.transaction import Store
 
 if TYPE_CHECKING:
     from forebay.postgres import PostgresStore
+    from forebay.postgres.beside import SchemaBeside
 
 
 class ServiceStore(Store, Protocol):
@@ -54,3 +55,11 @@ def postgres_store() -> type[PostgresStore]:
             f"a PostgreSQL store needs psycopg: {error}", hint="pip install 'forebay[postgres]'"
         ) from error
     return PostgresStore
+
+
+def postgres_beside() -> type[SchemaBeside]:
+    """Return what keeps the tables of a rebuild in a PostgreSQL database; see ``postgres_store``."""
+    postgres_store()
+    from forebay.postgres.beside import SchemaBeside
+
+    return SchemaBeside

@@ -38,7 +38,7 @@ def at_work(known: Core, done: int | None = None, *, scanned: bool = False) -> A
     async def unneeded(epochs: list[EpochNeed]) -> list[int]:
         return [each.last if done is None else min(done, each.last) for each in epochs]
 
-    return AtWork(known.store, Settings(), lambda _: scanned, unneeded)
+    return AtWork(known.store, Settings(), True, lambda _: scanned, unneeded)
 
 
 @asynccontextmanager
@@ -164,7 +164,7 @@ async def test_consumers_are_asked_and_told_what_was_deleted_c5(nats_server: Nat
         await known.publish(*(event(f"{1:032x}", n, n) for n in range(1, 6)))
         await known.archived(5)
         epoch = EpochNeed("house-1", "door", f"{1:032x}", 5)
-        asked = AtWork(known.archive.store, Settings(), lambda _: False, partial(ask_all, known.connection))
+        asked = AtWork(known.archive.store, Settings(), True, lambda _: False, partial(ask_all, known.connection))
 
         async def begun() -> bool:
             return await asked.unneeded([epoch]) == [5]

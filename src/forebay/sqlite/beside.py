@@ -8,16 +8,46 @@ that same transaction; copying writes about half a million rows a second and nee
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from forebay.errors import ConfigurationError
+from forebay.scripts import MigrationSet
 from forebay.sqlite.connection import open_reader
+from forebay.sqlite.store import SqliteStore
 from forebay.transaction import Row, Transaction
 
 _OWN = r"""name not like 'forebay\_%' escape '\' and name not like '\_sqlite\_%' escape '\'
     and name not like 'sqlite\_%' escape '\'"""
+
+
+class FileBeside:
+    """The file beside one service's database; see ``forebay.rebuilding.Beside``."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+
+    def check(self, tx: Transaction) -> None:
+        """Refuse tables whose rows cannot be replaced. Raises ``ConfigurationError``."""
+        own_tables(tx)
+
+    async def open(self, migrations: Sequence[MigrationSet]) -> SqliteStore:
+        """Open the tables. Raises ``StoreError``."""
+        return await SqliteStore.open(path_beside(self._database), migrations=migrations)
+
+    async def remove(self) -> None:
+        """Remove the tables; they are closed."""
+        await anyio.to_thread.run_sync(remove_beside, self._database)
+
+    async def close(self) -> None:
+        """Nothing is held: the process has the database beside which they are."""
+
+    def replace(self, tx: Transaction) -> int:
+        """Replace the rows of the service's own tables; return how many there are now. Raises as ``check``."""
+        return replace_rows(tx, self._database)
 
 
 def path_beside(database: Path) -> Path:
