@@ -59,6 +59,7 @@ class Answering:
         await self._responder.run(task_status=task_status)
 
     async def _list(self, _: Incoming) -> ConfirmedBy | None:
+        self._consumer.only_reader_of(0)  # one of several processes answers, whichever
         return parse((await self._stream()).metadata.get(KEY))
 
     async def _answer(self, request: Incoming) -> Answer:
@@ -69,6 +70,7 @@ class Answering:
         if self._offsets is not None:
             await self._offsets.told(node, question.clock_offset)
         consumer, partition = self._consumer, partition_of(node, PARTITIONS)
+        consumer.only_reader_of(partition)
         state, turns = await self._stream(), consumer.turns
         # What the reader has read and committed is worth nothing in a stream that took the place of the one it reads.
         at_end = consumer.incarnation == state.created and await consumer.at_end(partition)
@@ -76,6 +78,7 @@ class Answering:
         # Where the reader stands, not what the database says: in a stream that went back that may not stand any more.
         position = consumer.committed.get(partition, 0) if consumer.incarnation == state.created else 0
         epochs, at_end = await self._settled(statements, partition, turns, at_end=at_end)
+        consumer.only_reader_of(partition)  # still
         return Answer(
             v=VERSION,
             consumer=consumer.name,

@@ -169,6 +169,7 @@ class ArchiveAnswering:
         await self._responder.run(task_status=task_status)
 
     async def _epochs(self, request: Incoming) -> EpochsAnswer:
+        self._consumer.only_reader_of(0)  # one of several processes answers, whichever
         question = msgspec.json.decode(request.body, type=EpochsQuestion)
         return await self._store.read(_epochs_after, question.after or ("", "", ""))
 
@@ -176,6 +177,7 @@ class ArchiveAnswering:
         question = msgspec.json.decode(request.body, type=ArchiveQuestion)
         state = await stream_state(self._connection, self._consumer.stream)
         partition = partition_of(question.node, PARTITIONS)
+        self._consumer.only_reader_of(partition)
         at_end = self._consumer.incarnation == state.created and await self._consumer.at_end(partition)
         read = self._consumer.committed.get(partition, 0) if self._consumer.incarnation == state.created else 0
         complete_to = state.last if at_end else read  # before the events are looked up: there may be more by then

@@ -113,7 +113,7 @@ class Closing:
         """
         self._acting.add(statement.origin)
         try:
-            await self._consumer.settle(decide, self._handlers, statement, partition)
+            await self._consumer.settle(decide, self._handlers, statement, partition, partition=partition)
             if statement.floor is None:
                 return
             deleted = await self._fill_from_archive(statement, partition)
@@ -124,7 +124,7 @@ class Closing:
                 closed = close(work, self._handlers, statement, partition, failing, deleted)
                 return closed.taken
 
-            await self._consumer.settle(run)
+            await self._consumer.settle(run, partition=partition)
             if closed.taken.missing:
                 origin = "/".join(statement.origin[:3])
                 logger.error(
@@ -147,7 +147,7 @@ class Closing:
                 statement.origin, epoch, first, last, upto=statement.stream_end, on_deleted=places.extend
             ):
                 found = [delivery_of(partition, each) for each in events]
-                await self._consumer.settle(take_aside, self._handlers, found)
+                await self._consumer.settle(take_aside, self._handlers, found, partition=partition)
         return deleted
 
     async def _go_back(self, statement: Statement, partition: int, sequence: int) -> None:

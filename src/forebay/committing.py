@@ -19,9 +19,9 @@ from forebay.errors import MessageError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import parse_message_id
 from forebay.intake import HandlerFailedError, Taken, one_line, take_all
-from forebay.parking import Whose
-from forebay.retries import Retries
-from forebay.unit_of_work import UnitStore
+from forebay.parking import Rows
+from forebay.retries import Retries, anyone
+from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Committing:
         store: where inbox and effects are.
         clock: seconds, monotonic.
         whose: the parked events that are this reader's to retry; all of them for None.
+        require: refuses, on the store's thread, a partition that is not this process's to read.
 
     Attributes:
         totals: what was done since the start, in events.
@@ -47,14 +48,16 @@ class Committing:
         handlers: Handlers,
         store: UnitStore,
         clock: Callable[[], float] = time.monotonic,
-        whose: Whose | None = None,
+        whose: Rows | None = None,
+        require: Callable[[int], None] = anyone,
     ) -> None:
         self._name = name
         self._handlers = handlers
         self._store = store
+        self._require = require
         self.totals = Taken()
         self._turn = anyio.Lock()
-        self.retries = Retries(name, handlers, store, self._count, clock, whose)
+        self.retries = Retries(name, handlers, store, self._count, clock, whose, require)
 
     @property
     def suspended(self) -> str | None:
@@ -97,9 +100,7 @@ class Committing:
         while at < len(deliveries) and not self.suspended:
             part = deliveries[at:end]
             try:
-                taken = await self._store.write(
-                    take_all, self._handlers, stream, incarnation, part, one_by_one, failing
-                )
+                taken = await self._store.write(self._take_all, stream, incarnation, part, one_by_one, failing)
             except HandlerFailedError as error:
                 if not error.alone:
                     one_by_one = True
@@ -129,8 +130,13 @@ class Committing:
                 at, end = end, len(deliveries)
         return at
 
-    async def settle(self, unit: Callable[..., Taken], /, *args: Any) -> Taken:
+    async def settle(self, unit: Callable[..., Taken], /, *args: Any, partition: int | None = None) -> Taken:
         """Run ``unit(work, *args, failing)`` until no handler fails in it that is not parked; count what it did.
+
+        Args:
+            unit: what is done.
+            args: for it.
+            partition: whose origins it changes; None where no partition's reader is concerned.
 
         Raises:
             StoreError: the database failed; nothing of it was kept.
@@ -139,7 +145,7 @@ class Committing:
         async with self._turn:
             while True:
                 try:
-                    taken = await self._store.write(unit, *args, failing)
+                    taken = await self._store.write(self._required, partition, unit, *args, failing)
                 except HandlerFailedError as error:
                     if error.message_id in failing:
                         raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
@@ -158,6 +164,28 @@ class Committing:
         """Let nothing take effect for a moment: what is under way ends first, what comes waits."""
         async with self._turn:
             yield
+
+    # On the store's thread.
+
+    def _take_all(
+        self,
+        work: UnitOfWork,
+        stream: str,
+        incarnation: str,
+        part: Sequence[Delivery],
+        one_by_one: bool,
+        failing: Mapping[str, str],
+    ) -> Taken:
+        for partition in {delivery.partition for delivery in part}:
+            self._require(partition)
+        return take_all(work, self._handlers, stream, incarnation, part, one_by_one, failing)
+
+    def _required(self, work: UnitOfWork, partition: int | None, unit: Callable[..., Taken], *args: Any) -> Taken:
+        if partition is not None:
+            self._require(partition)
+        return unit(work, *args)
+
+    # On the event loop.
 
     def _failed(self, failing: dict[str, str], message_id: str, detail: str, cause: BaseException | None) -> None:
         failing[message_id] = detail

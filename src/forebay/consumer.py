@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from forebay.backoff import Backoff
 from forebay.committing import Committing
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
-from forebay.errors import LinkError, StoreError, TopologyError
+from forebay.errors import ForebayError, LinkError, StoreError, TopologyError
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS
 from forebay.intake import Taken
@@ -32,8 +32,10 @@ from forebay.jetstream.pulling import Delivery as Pulled
 from forebay.jetstream.pulling import Pull
 from forebay.jetstream.streams import StreamState, consumer_info, message_id_at, stream_state
 from forebay.jetstream.topology.checks import stream_problems
-from forebay.parking import Whose
+from forebay.parking import PartitionRows, Whose
+from forebay.partitions import LOOK, AllPartitions, NotTheReaderError, Partitions
 from forebay.positions import Position, forget_causes, forget_foreign, positions_of, write_position
+from forebay.responding import NotAskedError
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Consumer:
         connection: Connection,
         *,
         stream: str = "EVENTS",
-        partitions: int = PARTITIONS,
+        partitions: Partitions | None = None,
         clock: Callable[[], float] = time.monotonic,
         whose: Whose | None = None,
     ) -> None:
@@ -77,14 +79,17 @@ class Consumer:
         self._store = store
         self._store_id = store_id
         self._connection = connection
-        self._partitions = range(partitions)
+        self._partitions = partitions or AllPartitions(PARTITIONS)
         self._clock = clock
-        self._buffers: dict[int, deque[Pulled]] = {partition: deque() for partition in self._partitions}
+        self._looked_at = 0.0
+        self._settling: Counter[int] = Counter()
+        self._buffers: dict[int, deque[Pulled]] = {partition: deque() for partition in range(PARTITIONS)}
         self._pulls: dict[int, Pull] = {}
         self._wakened = anyio.Event()
         self._broken: str | None = None
         self.problem: str | None = "not started"
-        self.committing = Committing(name, handlers, store, clock, whose)
+        mine = PartitionRows(self._partitions, whose) if self._partitions.shared else whose
+        self.committing = Committing(name, handlers, store, clock, mine, self._partitions.require)
         self._retries = self.committing.retries
         self._rewinds: dict[int, tuple[Position, Callable[[UnitOfWork], None]]] = {}
         self.incarnation: str | None = None
@@ -122,6 +127,24 @@ class Consumer:
         """Whether it reads its partitions now."""
         return self.problem is None
 
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that it reads now."""
+        return sorted(self._pulls)
+
+    def reads(self, partition: int) -> bool:
+        """Whether it reads this partition now; only then it changes the state of its origins or answers for it (S7)."""
+        return self.reading and partition in self._pulls
+
+    def only_reader_of(self, partition: int) -> None:
+        """Refuse a question about a partition that another process reads.
+
+        Raises:
+            NotAskedError: it is not read here.
+        """
+        if not self.reads(partition):
+            raise NotAskedError(f"partition {partition} is not read here")
+
     async def at_end(self, partition: int) -> bool:
         """Whether nothing of the partition is pending or under way: then the stream's end counts as read.
 
@@ -156,11 +179,42 @@ class Consumer:
         self._broken = None
         self.turns += 1
         self.committed.clear()
-        positions = await self._store.read(positions_of, self.stream)
         await self._store.write(forget_foreign, state.first, FOREIGN_KEPT)
         await self._store.write(forget_causes, CAUSES_KEPT)
+        await self._share()
         await self._retries.begin()
-        for partition in self._partitions:
+
+    async def _share(self) -> None:
+        """Read the partitions that are this process's now, and give up what is too much for it."""
+        self._looked_at = self._clock()
+        shares = await self._partitions.look()
+        excess = frozenset(sorted(shares.held, key=lambda each: (each in self._pulls, each))[: shares.give])
+        for partition in sorted(set(self._pulls) - (shares.held - excess)):
+            await self._leave(partition)
+        if excess:
+            while any(self._settling[partition] for partition in excess):  # noqa: ASYNC110 -- moments, and rarely
+                await anyio.sleep(0.01)
+            await self._partitions.release(excess)
+            logger.info("consumer.partitions_given", extra={"consumer": self.name, "partitions": sorted(excess)})
+        new = sorted(shares.held - excess - set(self._pulls))
+        if new:
+            await self._take_on(new)
+
+    async def _leave(self, partition: int) -> None:
+        pull = self._pulls.pop(partition)
+        self.turns += 1
+        await pull.end()
+        self._buffers[partition].clear()
+        self.committed.pop(partition, None)
+        self._rewinds.pop(partition, None)
+
+    async def _take_on(self, partitions: Sequence[int]) -> None:
+        """Set the durables to the database's positions, which are nobody else's to move any more (S5)."""
+        state = await stream_state(self._connection, self.stream)
+        if state.created != self.incarnation:
+            raise LinkError(f"stream {self.stream} was replaced")
+        positions = await self._store.read(positions_of, self.stream)
+        for partition in partitions:
             durable = self.durable(partition)
             await claim_durable(
                 self._connection, self.stream, self.name, self._handlers.services, partition, self._store_id
@@ -206,7 +260,7 @@ class Consumer:
         self._wakened.set()
 
     async def _read(self, generation: int) -> None:
-        failure: StoreError | None = None
+        failure: ForebayError | None = None
         async with anyio.create_task_group() as tasks:
 
             async def lost() -> None:
@@ -217,6 +271,9 @@ class Consumer:
             try:
                 while self._broken is None:
                     self._wakened = anyio.Event()
+                    if self._partitions.shared and self._looked_at + LOOK <= self._clock():
+                        await self._share()
+                        self._retries.look_again()
                     if self._rewinds:
                         await self._rewind()
                     retried = await self.committing.retry_due()
@@ -226,10 +283,10 @@ class Consumer:
                         with anyio.CancelScope(shield=True):  # a commit is never cut off from its acknowledgement
                             await self._commit(batch)
                     elif not retried:
-                        with anyio.move_on_after(self._retries.until_next()):
+                        with anyio.move_on_after(self._pause()):
                             await self._wakened.wait()
                     await anyio.lowlevel.checkpoint()
-            except StoreError as error:
+            except (StoreError, LinkError, TopologyError) as error:
                 failure = error  # raised outside: a task group would wrap it
             finally:
                 tasks.cancel_scope.cancel()
@@ -237,6 +294,11 @@ class Consumer:
             raise failure
         if self._broken:
             raise LinkError(self._broken)
+
+    def _pause(self) -> float | None:
+        """Return the seconds after which something is to be done in any case; None where nothing is."""
+        pauses = [self._retries.until_next(), LOOK if self._partitions.shared else None]
+        return min((each for each in pauses if each is not None), default=None)
 
     def _next_batch(self) -> list[tuple[int, Pulled]]:
         """Take what waits, in order per partition, a fair share of each partition."""
@@ -260,13 +322,24 @@ class Consumer:
 
     # --- what else changes the state of origins (S7)
 
-    async def settle(self, unit: Callable[..., Taken], /, *args: Any) -> Taken:
+    async def settle(self, unit: Callable[..., Taken], /, *args: Any, partition: int) -> Taken:
         """Run ``unit(work, *args, failing)`` until no handler fails in it that is not parked; count what it did.
 
+        Args:
+            unit: what is done.
+            args: for it.
+            partition: whose origins it changes.
+
         Raises:
-            StoreError: the database failed; nothing of it was kept.
+            StoreError: the database failed, or the partition is another process's; nothing of it was kept.
         """
-        taken = await self.committing.settle(unit, *args)
+        if not self.reads(partition):
+            raise NotTheReaderError(f"partition {partition} is not read here")
+        self._settling[partition] += 1
+        try:
+            taken = await self.committing.settle(unit, *args, partition=partition)
+        finally:
+            self._settling[partition] -= 1
         self.look_again()
         return taken
 
@@ -299,6 +372,7 @@ class Consumer:
         for partition, (position, also) in self._rewinds.items():
 
             def unit(work: UnitOfWork, at: tuple[int, Position] = (partition, position), also: Any = also) -> None:
+                self._partitions.require(at[0])
                 write_position(work, self.stream, *at)
                 also(work)
 
@@ -309,7 +383,7 @@ class Consumer:
     def _acknowledge(self, batch: list[tuple[int, Pulled]]) -> None:
         last = dict(batch)  # the last of each partition: ack_policy all
         for partition, pulled in last.items():
-            if partition not in self._rewinds:
+            if partition not in self._rewinds and partition in self._pulls:
                 self.committed[partition] = pulled.stream_sequence
             pull = self._pulls.get(partition)
             if pull is not None and self._broken is None:

@@ -57,15 +57,18 @@ class Filling:
             LinkError: the archive did not answer.
             StoreError: the database failed.
         """
-        if await self._store.read(has_begun) or not await self._archive.is_there():
+        mine = self._consumer.partitions
+        begun = await self._store.read(_begun)
+        if set(mine) <= begun or not await self._archive.is_there():
             return
         services = self._handlers.services
         async for page in self._archive.epochs():
             for each in page:
-                if each.service in services or services == [ALL]:
+                partition = partition_of(each.node, PARTITIONS)
+                if partition in mine and partition not in begun and (each.service in services or services == [ALL]):
                     origin = Origin(each.node, each.service, each.lane)
                     await self._fill(origin, each.epoch, 1, each.watermark)
-        await self._store.write(_note_begun)
+        await self._store.write(_note_begun, mine)
         logger.info("consumer.begun_with_archive", extra={"consumer": self._consumer.name})
 
     async def fill_holes(self) -> None:
@@ -75,6 +78,8 @@ class Filling:
             self.holes = len(found)
             logger.warning("consumer.holes_seen", extra={"consumer": self._consumer.name, "holes": self.holes})
         for hole in found:
+            if not self._consumer.reads(partition_of(hole.node, PARTITIONS)):
+                continue
             await self._fill(Origin(hole.node, hole.service, hole.lane), hole.epoch, hole.first, hole.last)
 
     async def _fill(self, origin: Origin, epoch: str, first: int, last: int) -> None:
@@ -82,7 +87,7 @@ class Filling:
         partition = partition_of(origin.node, PARTITIONS)
         async for events in self._archive.events(origin, epoch, max(first, known + 1), last, upto=0):
             found = [delivery_of(partition, each) for each in events]
-            await self._consumer.settle(take_aside, self._handlers, found)
+            await self._consumer.settle(take_aside, self._handlers, found, partition=partition)
 
 
 def _watermark(tx: Transaction, origin: Origin, epoch: str) -> int:
@@ -97,8 +102,22 @@ def _watermark(tx: Transaction, origin: Origin, epoch: str) -> int:
 
 def has_begun(tx: Transaction) -> bool:
     """Whether a consumer has taken in what the archive had when it was new."""
-    return tx.execute("select archive_taken_at from forebay_store")[0]["archive_taken_at"] is not None
+    return len(_begun(tx)) == PARTITIONS
 
 
-def _note_begun(tx: Transaction) -> None:
-    tx.execute("update forebay_store set archive_taken_at = :now", now=time.time_ns() // 1_000_000)
+def _begun(tx: Transaction) -> set[int]:
+    """Return the partitions that have begun with the archive."""
+    if tx.execute("select archive_taken_at from forebay_store")[0]["archive_taken_at"] is not None:
+        return set(range(PARTITIONS))
+    return {row["partition"] for row in tx.execute("select partition from forebay_archive_taken")}
+
+
+def _note_begun(tx: Transaction, partitions: list[int]) -> None:
+    now = time.time_ns() // 1_000_000
+    if len(partitions) == PARTITIONS:
+        tx.execute("update forebay_store set archive_taken_at = :now", now=now)
+        return
+    tx.executemany(
+        "insert into forebay_archive_taken (partition, taken_at) values (:partition, :now) on conflict do nothing",
+        [{"partition": partition, "now": now} for partition in partitions],
+    )

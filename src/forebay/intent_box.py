@@ -32,6 +32,10 @@ class IntentBox(Protocol):
         """Return what waits, by name, the oldest first. Raises ``StoreError``."""
         ...
 
+    async def leave(self, intent: bytes) -> str:
+        """Leave an intent; return its name. Raises ``StoreError`` or ``ConfigurationError``."""
+        ...
+
     async def remove(self, name: str) -> None:
         """Take an intent out that was executed; nothing happens where it is gone. Raises ``StoreError``."""
         ...
@@ -45,7 +49,12 @@ class IntentFolder:
     """The files beside a SQLite database."""
 
     def __init__(self, database: Path) -> None:
+        self._database = database
         self._folder = folder_of(database)
+
+    async def leave(self, intent: bytes) -> str:
+        """Leave a file. Raises ``ConfigurationError``."""
+        return await anyio.to_thread.run_sync(leave_file, self._database, intent)
 
     async def waiting(self) -> dict[str, bytes]:
         """Return the files' contents by name."""
@@ -76,6 +85,10 @@ class IntentRows:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    async def leave(self, intent: bytes) -> str:
+        """Leave a row. Raises ``StoreError``."""
+        return await self._store.write(leave_row, intent)
 
     async def waiting(self) -> dict[str, bytes]:
         """Return the rows' contents by id."""

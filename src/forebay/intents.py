@@ -23,9 +23,11 @@ from forebay.errors import StoreError
 from forebay.followers import Followers
 from forebay.gaps import holes
 from forebay.handlers import Handlers
+from forebay.identity import PARTITIONS, partition_of
 from forebay.intake import Failing, Taken
 from forebay.intent_box import IntentBox
 from forebay.parking import discard, retry
+from forebay.partitions import NotTheReaderError
 from forebay.projection import ask, stop
 from forebay.registry import remove_node
 from forebay.relay import Relay
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 INTERVAL = 0.5
 """Seconds between looks for what waits."""
+
+PATIENCE = 10.0
+"""Seconds for which another process's outcome is waited for."""
 
 
 class Retry(msgspec.Struct, frozen=True, tag="retry"):
@@ -157,6 +162,7 @@ class Intents:
         known = await self._store.read(outcome_of, name)
         if known is not None:
             return known
+        partition = await self._store.read(_partition_of, intent)
         said = ""
 
         def run(work: UnitOfWork, failing: Failing) -> Taken:
@@ -192,7 +198,7 @@ class Intents:
             return taken
 
         if self._readers:
-            await self._readers[0].committing.settle(run)
+            await self._readers[0].committing.settle(run, partition=partition)
         else:
             await self._store.write(run, {})
         for reader in self._readers:
@@ -203,6 +209,23 @@ class Intents:
             self._relay.retry_withheld()
         logger.warning("consumer.intent_executed", extra={"consumer": self._name, "outcome": said})
         return said
+
+    async def ask(self, intent: Intent) -> str:
+        """Execute an intent, or have it executed by the process that reads its partition; return the outcome.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        try:
+            return await self.execute(intent)
+        except NotTheReaderError:
+            name = await self._box.leave(msgspec.json.encode(intent))
+        with anyio.move_on_after(PATIENCE):
+            while True:
+                if (outcome := await self._store.read(outcome_of, name)) is not None:
+                    return outcome
+                await anyio.sleep(INTERVAL)
+        return "left for the process that reads the partition"
 
     async def _take(self, name: str, written: bytes) -> None:
         extra = {"intent": name}
@@ -215,8 +238,22 @@ class Intents:
         try:
             await self.execute(intent, name)
             await self._box.remove(name)
+        except NotTheReaderError:
+            return  # it stays for the process that reads the partition
         except StoreError as error:  # it stays: it is tried again
             logger.warning("consumer.intent_waits", extra={**extra, "reason": str(error)})
+
+
+def _partition_of(tx: Transaction, intent: Intent) -> int | None:
+    """Return whose reader executes an intent; None where it concerns no partition."""
+    match intent:
+        case Retry(id=parked) | Discard(id=parked):
+            rows = tx.execute("select partition from forebay_parked where id = :id", id=parked)
+            return int(rows[0]["partition"]) if rows else None
+        case CloseHole(node=node):
+            return partition_of(node, PARTITIONS)
+        case _:
+            return None
 
 
 def outcome_of(tx: Transaction, name: str) -> str | None:

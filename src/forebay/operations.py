@@ -95,7 +95,7 @@ def operations(services: Sequence[RunningService]) -> Router:
     @post("/{consumer:str}/parked/{id:int}/retry", status_code=200, responses=problem_responses([404, 422, 503]))
     async def retry_parked(consumer: FromPath[str], id: FromPath[int]) -> Outcome:  # noqa: A002 - its name in HTTP
         """Try a parked event again now."""
-        return Outcome(await found(consumer)[1].execute(Retry(_id(id))))
+        return Outcome(await found(consumer)[1].ask(Retry(_id(id))))
 
     @post(
         "/{consumer:str}/parked/{id:int}/discard",
@@ -106,7 +106,7 @@ def operations(services: Sequence[RunningService]) -> Router:
     )
     async def discard_parked(consumer: FromPath[str], id: FromPath[int], data: JSONBody[Reason]) -> Outcome:  # noqa: A002
         """Give a parked event up, on record; the later events of its key go on."""
-        return Outcome(await found(consumer)[1].execute(Discard(_id(id), data.reason)))
+        return Outcome(await found(consumer)[1].ask(Discard(_id(id), data.reason)))
 
     @get("/{consumer:str}/gaps", responses=problem_responses([404, 422, 503]))
     async def list_gaps(consumer: FromPath[str], limit: Limit = 100) -> list[Missing]:
@@ -124,7 +124,7 @@ def operations(services: Sequence[RunningService]) -> Router:
     async def close_gap(consumer: FromPath[str], data: JSONBody[Hole]) -> Outcome:
         """Turn an open hole into a gap: what waits behind it takes effect, a late arrival is parked."""
         hole = CloseHole(data.node, data.service, data.epoch, data.first, data.last, data.reason)
-        return Outcome(await found(consumer)[1].execute(hole))
+        return Outcome(await found(consumer)[1].ask(hole))
 
     @post("/{service:str}/withheld/retry", status_code=200, responses=problem_responses([404, 503]))
     async def retry_withheld(service: FromPath[str]) -> Outcome:

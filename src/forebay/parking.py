@@ -11,7 +11,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -19,6 +19,7 @@ from forebay.delivery import Delivery
 from forebay.envelope import Identity, percent_decode
 from forebay.errors import HeaderError
 from forebay.identity import Origin, Place
+from forebay.partitions import Partitions
 from forebay.transaction import Row, Transaction
 
 FIRST_RETRY = 1.0
@@ -65,6 +66,29 @@ class Whose(NamedTuple):
             "own_node": self.node,
             "followed": int(self.followed),
         }
+
+
+class Rows(Protocol):
+    """A choice of parked events."""
+
+    def condition(self) -> tuple[str, dict[str, str | int]]:
+        """Return it in SQL, with its parameters."""
+        ...
+
+
+class PartitionRows(NamedTuple):
+    """The parked events that a reader retries: those of the partitions that it holds, and of its kind."""
+
+    partitions: Partitions
+    whose: Rows | None
+
+    def condition(self) -> tuple[str, dict[str, str | int]]:
+        """Return it in SQL, with its parameters."""
+        mine, params = self.partitions.condition()
+        if self.whose is None:
+            return mine, params
+        kind, more = self.whose.condition()
+        return f"({mine}) and ({kind})", {**params, **more}
 
 
 class Parked(NamedTuple):
@@ -290,7 +314,7 @@ def listed(tx: Transaction, limit: int) -> list[Row]:
     )
 
 
-def due(tx: Transaction, limit: int, whose: Whose | None = None) -> list[Parked]:
+def due(tx: Transaction, limit: int, whose: Rows | None = None) -> list[Parked]:
     """Return the events whose retry is due, the longest waiting first; those of one reader, where one is named.
 
     A time further away than any retry can be was written by a clock that was set back since: it is due.
@@ -307,7 +331,7 @@ def due(tx: Transaction, limit: int, whose: Whose | None = None) -> list[Parked]
     return [_parked(row) for row in rows]
 
 
-def next_retry(tx: Transaction, whose: Whose | None = None) -> float | None:
+def next_retry(tx: Transaction, whose: Rows | None = None) -> float | None:
     """Return the seconds until the next retry is due (0 or less: now), or None where none is."""
     condition, params = whose.condition() if whose else ("1 = 1", {})
     live = f"from forebay_parked where retry_at is not null and discarded_at is null and {condition}"

@@ -21,6 +21,10 @@ Respond = Callable[[Incoming], Awaitable[object]]
 """Returns what is encoded as the answer; a ``ForebayError`` or what cannot be decoded means that there is none."""
 
 
+class NotAskedError(ForebayError):
+    """The question is for another process of this service, which answers it."""
+
+
 class Responder:
     """Answers in JSON. Start it with ``run``.
 
@@ -68,4 +72,6 @@ class Responder:
             await self._connection.publish(request.reply, body)
             reach("answer.sent")
         except (ForebayError, msgspec.DecodeError) as error:  # who asked asks again
+            if isinstance(error, NotAskedError):
+                return
             logger.warning("question.unanswered", extra={"subject": request.subject[:128], "reason": str(error)})

@@ -11,7 +11,7 @@ import anyio
 from forebay.errors import BodyError, ForebayError, MessageError, StoreError, UnknownVersionError
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Intake, Taken, one_line
-from forebay.parking import HANDLER, Parked, Whose, due, next_retry, postpone
+from forebay.parking import HANDLER, Parked, Rows, due, next_retry, postpone
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,10 @@ FAILURES_IN_A_ROW = 10
 
 RETRIES = 50
 """Parked events that are tried between two batches, at most."""
+
+
+def anyone(_: int) -> None:
+    """Require nothing: nobody else may change what is parked here."""
 
 
 class Retries:
@@ -37,7 +41,8 @@ class Retries:
         store: UnitStore,
         count: Callable[[Taken], None],
         clock: Callable[[], float],
-        whose: Whose | None = None,
+        whose: Rows | None = None,
+        require: Callable[[int], None] = anyone,
     ) -> None:
         self._consumer = consumer
         self._handlers = handlers
@@ -45,6 +50,7 @@ class Retries:
         self._count = count
         self._clock = clock
         self._whose = whose
+        self._require = require
         self._failed_in_a_row: set[str] = set()
         self._retry_at: float | None = None
         self._begun = False
@@ -96,13 +102,13 @@ class Retries:
     async def _retry(self, parked: Parked) -> None:
         extra = {"consumer": self._consumer, "message_id": parked.message_id, "attempts": parked.attempts}
         try:
-            self._count(await self._store.write(retry_one, self._handlers, parked))
+            self._count(await self._store.write(self._retry_one, parked))
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it stays parked with it
             reason = error.reason if isinstance(error, MessageError) else HANDLER
             detail = str(error) if isinstance(error, ForebayError) else one_line(error)
-            await self._store.write(postpone, parked, reason, detail)
+            await self._store.write(self._postpone, parked, reason, detail)
             logger.warning("consumer.retry_failed", extra={**extra, "reason": detail})
         else:
             logger.info("consumer.retried", extra=extra)
@@ -110,6 +116,16 @@ class Retries:
             if self.suspended is not None:
                 self.suspended = None
                 logger.warning("consumer.resumed", extra={"consumer": self._consumer})
+
+    # On the store's thread.
+
+    def _retry_one(self, work: UnitOfWork, parked: Parked) -> Taken:
+        self._require(parked.delivery.partition)
+        return retry_one(work, self._handlers, parked)
+
+    def _postpone(self, work: UnitOfWork, parked: Parked, reason: str, detail: str) -> None:
+        self._require(parked.delivery.partition)
+        postpone(work, parked, reason, detail)
 
 
 def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:
@@ -119,7 +135,7 @@ def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:
     return intake.finish()
 
 
-def wake_unread(work: UnitOfWork, whose: Whose | None) -> None:
+def wake_unread(work: UnitOfWork, whose: Rows | None) -> None:
     """Let what could not be read be retried at once: another release may run since, which can read it (S2)."""
     condition, params = whose.condition() if whose else ("1 = 1", {})
     work.execute(

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from forebay.answering import Answering
 from forebay.archive_reading import ArchiveAnswering, ArchiveReader
@@ -24,12 +24,12 @@ from forebay.confirming import Confirming
 from forebay.consumer import Consumer
 from forebay.destinations import Destinations
 from forebay.dispatching import STREAM, CommandRelay
-from forebay.errors import ConfigurationError, HeaderError
+from forebay.errors import ConfigurationError, HeaderError, StoreError
 from forebay.filling import Filling
 from forebay.followed import FollowedLane
 from forebay.followers import Followers
 from forebay.following import Followed, Follower
-from forebay.identity import CORE, Place, parse_message_id
+from forebay.identity import CORE, PARTITIONS, Place, parse_message_id
 from forebay.intent_box import IntentFolder, IntentRows
 from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
@@ -49,7 +49,7 @@ from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
 from forebay.sqlite.beside import FileBeside
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
-from forebay.stores import ServiceStore, postgres_beside, postgres_store
+from forebay.stores import Charge, ChargedStore, ServiceStore, postgres_beside, postgres_store
 from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
@@ -66,6 +66,18 @@ MIN_BACKSTOP = 1024**3
 BACKSTOP = 8
 """An emitting service's database may take so many times its lanes' budgets, and ``MIN_BACKSTOP`` bytes at least: beside
 the outbox it has tables of its own. A backstop only; the budgets are counted (O5)."""
+
+
+CHARGE_LOOK = 0.5
+"""Seconds between looks whether this process is in charge, and for what other processes have committed."""
+
+
+class Part(Protocol):
+    """A long-lived part of a service."""
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
+        ...
 
 
 class RunningService:
@@ -121,6 +133,7 @@ class RunningService:
         self._workers: list[Worker] = []
         self._connection = connection
         self._url = url
+        self._charge: Charge | None = None
         self._lock = FileLock(path)
         self._opened: ServiceStore | None = None
         self._store_id = ""
@@ -182,7 +195,8 @@ class RunningService:
         sets = [ENGINE, *([MigrationSet(self.name, migrations)] if migrations else [])]
         opened = self._opened = await self._open_store(sets, max_bytes, disk, address)
         store = self.store
-        draining = UnitStore(opened.reclaiming, self.outbox)
+        charge = self._charge = opened.charge()
+        draining = UnitStore(ChargedStore(opened.reclaiming, charge), self.outbox)
         store_id = self._store_id = await opened.reclaiming.write(self.outbox.bind, uuid.uuid4().hex)
         if self.outbox.lanes:
             self._publisher = Publisher(self._connection, "EVENTS")
@@ -206,7 +220,16 @@ class RunningService:
         if self.declared.handlers:
             followed = self.declared.following.services
             whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
-            self.consumer = Consumer(self.name, self.declared.handlers, store, store_id, self._connection, whose=whose)
+            partitions = opened.partitions(PARTITIONS)
+            self.consumer = Consumer(
+                self.name,
+                self.declared.handlers,
+                store,
+                store_id,
+                self._connection,
+                whose=whose,
+                partitions=partitions,
+            )
             archive = ArchiveReader(self._connection, self.name)
             closing = Closing(self.consumer, self.declared.handlers, store, archive)
             self.filling = Filling(self.consumer, self.declared.handlers, store, archive)
@@ -239,7 +262,8 @@ class RunningService:
         if self.declared.handlers.takes_commands:
             self._take_commands(store, store_id)
         if self.declared.timers:
-            self.timers = Timers(self.declared.timers, store)
+            charged = UnitStore(ChargedStore(opened, charge), self.outbox, self._known)
+            self.timers = Timers(self.declared.timers, charged)
             self._subscriptions.append(opened.on_commit(self.timers.wake))
         asking = partial(ask_all, self._connection)
         at_work = AtWork(store, self._known, self._url is None, self._scanned_within, asking)
@@ -330,12 +354,18 @@ class RunningService:
         for publisher in (self._publisher, self._command_publisher):
             if publisher is not None:
                 await publisher.start()
-        sending, reading = (self.relay, self.confirming), (self.consumer, self._answering, self.filling, self.follower)
-        commands = (self.destinations, self.command_relay, self._registry, self.commands, self._command_answering)
-        keeping = (self._needs, self._archive, self._rebuilding)
-        for part in (self.intents, *sending, *reading, *commands, *keeping, self.timers, *self._workers):
+        reading = (self.consumer, self._answering, self.filling, self._needs, self._archive, self.intents)
+        sending = (self.relay, self.confirming, self.follower, self.destinations, self.command_relay, self._registry)
+        taking = (self.commands, self._command_answering, self._rebuilding, self.timers, *self._workers)
+        for part in reading:
             if part is not None:
                 await tasks.start(part.run)
+        alone: list[Part] = [part for part in (*sending, *taking) if part is not None]
+        if self._url is None:
+            for one in alone:
+                await tasks.start(one.run)
+        elif alone:
+            tasks.start_soon(self._run_in_charge, alone)
         if self._opened is not None:
             tasks.start_soon(self._opened.check)
             tasks.start_soon(self._end_when_damaged, self._opened)
@@ -427,6 +457,29 @@ class RunningService:
     def _scanned_within(self, seconds: float) -> bool:
         scanned_at = self._archive.scanned_at if self._archive is not None else None
         return scanned_at is not None and anyio.current_time() - scanned_at < seconds
+
+    async def _run_in_charge(self, parts: Sequence[Part]) -> None:
+        """Run what only one process of the service may, while this is the one."""
+        while True:
+            if await self._has_charge():
+                logger.info("service.charge_taken", extra={"service": self.name})
+                async with anyio.create_task_group() as tasks:
+                    for part in parts:
+                        await tasks.start(part.run)
+                    while await self._has_charge():
+                        for wake in (self.relay, self.timers):
+                            if wake is not None:
+                                wake.wake()  # what another process has committed is told by nobody
+                        await anyio.sleep(CHARGE_LOOK)
+                    tasks.cancel_scope.cancel()
+                logger.warning("service.charge_lost", extra={"service": self.name})
+            await anyio.sleep(CHARGE_LOOK)
+
+    async def _has_charge(self) -> bool:
+        try:
+            return self._charge is not None and await self._charge.has()
+        except StoreError:
+            return False
 
     async def _end_when_damaged(self, store: ServiceStore) -> None:
         """End the process once the database turns out to be damaged: opening it again salvages what can be read."""

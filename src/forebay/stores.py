@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from forebay.errors import ConfigurationError, StoreError
-from forebay.transaction import Store
+from forebay.partitions import Partitions
+from forebay.transaction import Store, Transaction
 
 if TYPE_CHECKING:
     from forebay.postgres import PostgresStore
     from forebay.postgres.beside import SchemaBeside
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Charge(Protocol):
+    """What one process at a time does with a store: sending its events, asking who has them, firing its timers."""
+
+    async def has(self) -> bool:
+        """Whether this process has it, after an attempt to take it. Raises ``StoreError``."""
+        ...
+
+    def require(self) -> None:
+        """Refuse a unit of work of a process that does not have it; called on the store's thread.
+
+        Raises:
+            NotTheReaderError: it does not.
+        """
+        ...
+
+
+class ChargedStore:
+    """Implements ``forebay.transaction.Store``: a store whose units are refused where this process is not in charge."""
+
+    def __init__(self, store: Store, charge: Charge) -> None:
+        self._store = store
+        self._charge = charge
+
+    async def write(self, unit: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``unit(transaction, *args, **kwargs)``; see ``Store.write``."""
+
+        def run(tx: Transaction) -> T:
+            self._charge.require()
+            return unit(tx, *args, **kwargs)
+
+        return await self._store.write(run)
+
+    async def read(self, query: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``query(transaction, *args, **kwargs)``; see ``Store.read``."""
+        return await self._store.read(query, *args, **kwargs)
 
 
 class ServiceStore(Store, Protocol):
@@ -35,6 +77,14 @@ class ServiceStore(Store, Protocol):
 
     async def damaged(self) -> StoreError:
         """Wait until the database is found to be damaged, and return how."""
+        ...
+
+    def partitions(self, count: int) -> Partitions:
+        """Return which partitions of a consumer this process reads."""
+        ...
+
+    def charge(self) -> Charge:
+        """Return what one process at a time does with this store."""
         ...
 
     async def close(self) -> None:

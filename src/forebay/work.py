@@ -18,7 +18,8 @@ from forebay.transaction import Transaction
 class Work:
     """One unit of work on its way, and its answer: ``error`` if there is one, else ``result``.
 
-    One that ``reclaims`` gives room back, and runs on a full disk too.
+    One that ``reclaims`` gives room back, and runs on a full disk too. One that runs ``beside`` is no unit: it gets the
+    session between two transactions.
     """
 
     unit: Callable[..., Any]
@@ -26,6 +27,7 @@ class Work:
     kwargs: Mapping[str, Any]
     future: asyncio.Future[Any]
     reclaims: bool = False
+    beside: bool = False
     started: bool = False
     result: Any = None
     error: Exception | None = None

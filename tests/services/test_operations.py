@@ -221,7 +221,7 @@ async def _arrive(service: RunningService, place: Place, prev: Place | None) -> 
     message = own(place, body, service="door", kind="door-opened", type="door.door-opened.v1", prev=prev)
     delivery = Stream()._encoded(message, None)
     assert service.consumer is not None
-    await service.consumer.settle(take_aside, service.declared.handlers, [delivery])
+    await service.consumer.settle(take_aside, service.declared.handlers, [delivery], partition=delivery.partition)
 
 
 @pytest.mark.parametrize(

@@ -5,3 +5,9 @@ create table forebay_intent_waiting (
     left_at bigint not null,
     unreadable bigint not null default 0
 );
+
+-- When the partitions of a consumer had taken in everything that the archive had, where several processes share them (C5).
+create table forebay_archive_taken (
+    partition bigint primary key,
+    taken_at bigint not null
+);

@@ -25,6 +25,9 @@ MIN_VERSION = 15
 CONNECT_TIMEOUT = 5
 """Seconds for a connection to come up."""
 
+WRITER = "writer"
+"""The role of the session that writes, and that holds the locks."""
+
 SILENCE = 4
 """Seconds for which either end may be silent before the other ends the session: it dies with its host, its network and
 its process, also where that is only frozen. What a dead session held, its locks, is free then."""
@@ -49,6 +52,12 @@ _SETTINGS = {
     "tcp_user_timeout": f"{SILENCE}s",
     "client_connection_check_interval": "1s",
 }
+
+_WRITER_SETTINGS = {
+    "idle_in_transaction_session_timeout": f"{SILENCE}s",
+    "idle_session_timeout": f"{SILENCE}s",
+}
+"""The writer says something every second: a frozen process loses its session, and its locks with it."""
 
 _CHECKS = """
     select pg_is_in_recovery() as recovery, current_setting('fsync') as fsync,
@@ -96,6 +105,7 @@ def connect(address: Address, role: str) -> Connection:
         connection.prepared_max = 500
         settings = {
             **_SETTINGS,
+            **(_WRITER_SETTINGS if role == WRITER else {}),
             "application_name": f"forebay {address.schema} {role} {socket.gethostname()}/{os.getpid()}",
         }
         _adapt(connection)

@@ -13,6 +13,7 @@ from forebay.postgres.address import Address, parse_address
 from forebay.postgres.migrations import migrate
 from forebay.postgres.readers import Readers
 from forebay.postgres.session import connect
+from forebay.postgres.sharing import Charge, SharedPartitions
 from forebay.postgres.writer import Writer
 from forebay.scripts import MigrationSet
 from forebay.transaction import Transaction
@@ -68,6 +69,14 @@ class PostgresStore:
             store._threads.shutdown(wait=False)
             raise
         return store
+
+    def partitions(self, count: int) -> SharedPartitions:
+        """Return the partitions of this schema's consumer, to be shared with other processes."""
+        return SharedPartitions(self._writer, self.address.schema, count)
+
+    def charge(self) -> Charge:
+        """Return what one process at a time has for this schema."""
+        return Charge(self._writer, self.address.schema)
 
     @property
     def reclaiming(self) -> PostgresStore:

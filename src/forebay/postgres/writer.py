@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
+from typing import TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -20,8 +21,10 @@ from forebay.postgres.address import Address
 from forebay.postgres.failures import store_error
 from forebay.postgres.group import Group
 from forebay.postgres.readers import Readers
-from forebay.postgres.session import Backend, Connection, check, connect, end_backend
+from forebay.postgres.session import WRITER, Backend, Connection, check, connect, end_backend
 from forebay.work import Answers, Work, settle
+
+T = TypeVar("T")
 
 GROUP_LIMIT = 64
 """Units of work that share one COMMIT at most."""
@@ -103,6 +106,16 @@ class Writer:
                 raise StoreClosedError("the store is closed")
             self._queue.put(work)
 
+    async def beside(self, task: Callable[[Connection], T]) -> T:
+        """Run ``task`` with the session on the writer's thread, between two groups, outside a transaction.
+
+        Raises:
+            StoreError: there is no session, or the database failed; what the task did may be done.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.submit(Work(task, (), {}, future, beside=True))
+        return await future
+
     def stop(self) -> None:
         """Take no more units; the thread ends after those that are queued."""
         with self._lock:
@@ -126,8 +139,7 @@ class Writer:
                 return
             self._answers.call(settle, opened, None)
             while (works := self._take()) is not None:
-                if works:
-                    self._commit(works)
+                self._run_all(works)
                 if self._looked_at + TICK <= time.monotonic():
                     self._look()
         finally:
@@ -150,6 +162,31 @@ class Writer:
                     break
                 works.append(work)
         return works
+
+    def _run_all(self, works: list[Work]) -> None:
+        """Run groups, and what is to run beside them, in their order."""
+        while works:
+            if works[0].beside:
+                self._run_beside(works.pop(0))
+            else:
+                end = next((at for at, work in enumerate(works) if work.beside), len(works))
+                group, works[:] = works[:end], works[end:]
+                self._commit(group)
+
+    def _run_beside(self, work: Work) -> None:
+        connection = self._connection or self._reopened()
+        if connection is None:
+            work.fail(StoreError(self.problem))
+        elif not work.abandoned:
+            work.started = True
+            try:
+                work.result = work.unit(connection)
+            except psycopg.Error as error:
+                work.fail(store_error(error, "looking after the session's locks"))
+                self._lose(error)  # what it holds is not known for sure any more
+            except Exception as error:  # noqa: BLE001 - it is the caller's, and raised there
+                work.fail(error)
+        self._answers.give([work])
 
     def _commit(self, works: list[Work]) -> None:
         connection = self._connection or self._reopened()
@@ -205,7 +242,7 @@ class Writer:
         return connection
 
     def _open(self, prepare: Callable[[Connection], None] | None) -> Connection:
-        connection = connect(self._address, "writer")
+        connection = connect(self._address, WRITER)
         try:
             backend = check(connection, self._address)
             if self.backend is not None:

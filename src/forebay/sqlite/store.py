@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 from forebay.errors import ConfigurationError, StoreBusyError, StoreClosedError, StoreError
+from forebay.partitions import AllPartitions, Always
 from forebay.scripts import MigrationSet
 from forebay.sqlite.connection import MIN_BYTES, Connect, make_folder, open_reader, open_writer
 from forebay.sqlite.damage import examine, mark_open, note_damage, unmark_open
@@ -190,6 +191,14 @@ class SqliteStore:
         await asyncio.shield(self._writer.stopped)
         self._threads.shutdown(wait=False)
         await asyncio.to_thread(unmark_open, self.path)
+
+    def partitions(self, count: int) -> AllPartitions:
+        """Return all partitions: the file's lock keeps other processes out."""
+        return AllPartitions(count)
+
+    def charge(self) -> Always:
+        """Return the charge that this process always has."""
+        return Always()
 
     def problem(self) -> str:
         """Return why writes are refused for want of room on the disk; empty where they are not."""
