@@ -331,7 +331,8 @@ class Consumer:
             partition: whose origins it changes.
 
         Raises:
-            StoreError: the database failed, or the partition is another process's; nothing of it was kept.
+            NotTheReaderError: the partition is another process's.
+            StoreError: the database failed; nothing of it was kept.
         """
         if not self.reads(partition):
             raise NotTheReaderError(f"partition {partition} is not read here")

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from forebay.cli.main import cli
 from forebay.demo import DemoConfig
+from forebay.errors import ConfigurationError
 from forebay.process import ProcessConfig
 from forebay.sqlite import DiskConfig
 
@@ -219,4 +220,34 @@ def test_every_setting_of_run_and_up_has_its_variable() -> None:
         for option in cli.commands[name].params
         if isinstance(option, click.Option)
     }
-    assert found == set(VARIABLES)
+    assert found == {*VARIABLES, "FOREBAY_STORE"}
+
+
+STORE = "postgresql://core:s3cret@db.example/core"
+
+
+def test_a_store_is_for_core_services_and_an_edge_node_refuses_it(told: Told) -> None:
+    Path("forebay.toml").write_text('[services]\nedge = ["edge.door"]\ncore = ["core.audit"]\n')
+    call("run", "core.audit", FOREBAY_STORE=STORE)
+    assert told["run"].store == STORE
+    assert "s3cret" not in repr(told["run"])
+    with pytest.raises(ConfigurationError, match="an edge node keeps its events in SQLite"):
+        call("run", "edge.door", "--node", "house-1", FOREBAY_STORE=STORE)
+
+
+def test_a_store_in_the_projects_file_is_its_core_services_alone(told: Told) -> None:
+    Path("forebay.toml").write_text(
+        f'[services]\nedge = ["edge.door"]\ncore = ["core.audit"]\n[run]\nstore = "{STORE}"\n'
+    )
+    call("run", "core.audit")
+    assert told["run"].store == STORE
+    call("run", "edge.door", "--node", "house-1")
+    assert told["run"].store is None
+
+
+def test_a_wrong_store_is_told_without_its_password(told: Told) -> None:
+    with pytest.raises(click.BadParameter) as raised:
+        call("run", "core.audit", "--store", "mysql://core:s3cret@db.example/core")
+    assert "s3cret" not in str(raised.value)
+    assert "mysql://core@db.example/core" in str(raised.value)
+    assert "run" not in told
