@@ -31,5 +31,6 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(EventFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of pipelines that we have broken off
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it reports comes to us as well
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -161,18 +162,21 @@ def judge(found: Group) -> None:
     violations = check(history)
     assert not violations, summary(violations)
     heard = found.rows("ear")
-    assert sorted((row["node"], row["number"]) for row in heard) == sorted(
-        (write.node, write.number) for write in found.writes
-    )
+    counts = Counter((row["node"], row["number"]) for row in heard)
+    counts.subtract((write.node, write.number) for write in found.writes)
+    wrong = [each for each, count in counts.items() if count]
+    assert not wrong, f"{len(wrong)} of {len(found.writes)} are not heard once: {wrong[:5]}"
     places: dict[str, list[int]] = {}
     for row in heard:  # what the group emitted took effect in the order of its epochs' sequences
         identity = parse_message_id(row["message_id"])
         assert identity is not None
         places.setdefault(identity.epoch, []).append(identity.first)
-    assert all(each == sorted(each) for each in places.values())
+    mixed = [epoch for epoch, each in places.items() if each != sorted(each)]
+    assert not mixed, f"out of order in {len(mixed)} of {len(places)} epochs"
     for name in NODES:  # and a node's events in the order in which the node had written them
         numbers = [row["number"] for row in heard if row["node"] == name]
-        assert numbers == sorted(numbers)
+        behind = [number for before, number in zip(numbers, numbers[1:], strict=False) if number < before]
+        assert not behind, f"{name}: {behind[:5]} came late"
 
 
 async def shake(found: Group, rounds: int) -> list[float]:

@@ -10,6 +10,7 @@ from forebay.errors import ConstraintError, ForebayError, StoreBusyError, StoreE
 _FULL = frozenset({"53100"})
 _BUSY = frozenset({"53300", "55006", "55P03", "57014"})
 _CONFLICT = frozenset({"40001", "40P01"})
+_DOUBTFUL = frozenset({"23503", "23505", "23P01"})
 _ENDED = frozenset({"25P03", "25P04"})
 """The session was silent for too long within a transaction."""
 _FAILED_CLASSES = frozenset({"08", "53", "57", "58", "F0", "XX"})
@@ -24,6 +25,15 @@ def conflicted(error: psycopg.Error) -> bool:
     """
     changed = error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
     return changed or error.sqlstate in _CONFLICT
+
+
+def doubtful(error: psycopg.Error) -> bool:
+    """Whether a constraint may have been broken only because another transaction committed meanwhile.
+
+    PostgreSQL reports a key that a concurrent transaction has taken as a duplicate, not as a collision, also where the
+    unit had looked for it in vain.
+    """
+    return error.sqlstate in _DOUBTFUL
 
 
 def mapped(error: psycopg.Error) -> ForebayError | None:

@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 
 from forebay.crash_points import reach
 from forebay.errors import ConstraintError, OutcomeUnknownError, StoreBusyError, StoreError
-from forebay.postgres.failures import conflicted, first_line, store_error
+from forebay.postgres.failures import conflicted, doubtful, first_line, store_error
 from forebay.postgres.session import Connection
 from forebay.postgres.transaction import PostgresTransaction
 from forebay.work import Verdict, Work, fail_all, run_unit
@@ -45,10 +45,12 @@ class Group:
     """Runs groups on one session, on that session's thread.
 
     Attributes:
+        in_turn: whether it waits for its turn from the first attempt on.
         collisions: how many transactions were run again.
     """
 
     connection: Connection
+    in_turn: bool = False
     collisions: int = 0
     _batches: deque[list[Work]] = field(default_factory=deque, init=False)
 
@@ -77,7 +79,7 @@ class Group:
             if attempt > 1:
                 time.sleep(random.uniform(0, min(1.0, PAUSE * 2**attempt)))  # noqa: S311 - not a secret
             try:
-                return self._run(batch, verdict, in_turn=attempt > 0)
+                return self._run(batch, verdict, in_turn=self.in_turn or attempt > 0)
             except _CollidedError:
                 self.collisions += 1
                 self._roll_back(verdict)
@@ -115,7 +117,7 @@ class Group:
         try:
             self._send(b"commit" if alone else before + b"; commit")
         except psycopg.Error as error:
-            self._commit_failed(batch, error, verdict)
+            self._commit_failed(batch, error, verdict, in_turn=in_turn)
         else:
             reach("write.committed")
             verdict.committed = True
@@ -123,7 +125,7 @@ class Group:
     def _run_unit(self, work: Work, *, alone: bool, in_turn: bool) -> None:
         """Run one unit; once more with a savepoint for each statement if it goes on after one that failed."""
         for careful in (False, True):
-            transaction = PostgresTransaction(self.connection, careful=careful)
+            transaction = PostgresTransaction(self.connection, careful=careful, in_turn=in_turn)
             run_unit(work, transaction)
             if transaction.conflict:
                 raise _CollidedError
@@ -136,12 +138,12 @@ class Group:
         if work.error is None and self.connection.info.transaction_status != TransactionStatus.INTRANS:
             work.fail(StoreError("the unit of work ended the transaction"))
 
-    def _commit_failed(self, batch: list[Work], error: psycopg.Error, verdict: Verdict) -> None:
+    def _commit_failed(self, batch: list[Work], error: psycopg.Error, verdict: Verdict, *, in_turn: bool) -> None:
         if self.connection.closed or self.connection.info.transaction_status != TransactionStatus.IDLE:
             verdict.broken = error
             said = f"COMMIT failed: {first_line(error)}"
             fail_all(batch, lambda: OutcomeUnknownError(said, hint="read back before repeating"), error)
-        elif conflicted(error):
+        elif conflicted(error) or (doubtful(error) and not in_turn):
             raise _CollidedError
         elif not isinstance(error, psycopg.IntegrityError):
             fail_all(batch, lambda: store_error(error, "COMMIT"), error)

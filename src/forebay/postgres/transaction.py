@@ -9,7 +9,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from forebay.errors import StoreBusyError, StoreError
-from forebay.postgres.failures import conflicted, mapped
+from forebay.postgres.failures import conflicted, doubtful, mapped
 from forebay.postgres.session import Connection
 from forebay.postgres.statements import translate
 from forebay.transaction import Row
@@ -25,6 +25,9 @@ class PostgresTransaction:
     that catches such an error and goes on is run again, ``careful``: then each statement has a savepoint, and a failing
     one is undone alone, as on SQLite. The many units that do not pay nothing for it.
 
+    A broken constraint is believed only ``in_turn``, while no other writer is in a transaction: else the group is run
+    again in its turn, for another process may have taken the key a moment ago.
+
     Attributes:
         failure: the ``StoreError`` that spent it; the unit fails even if it caught the error.
         conflict: whether it collided with another transaction, and the whole group has to run again.
@@ -32,12 +35,26 @@ class PostgresTransaction:
         went_on: whether the unit used the transaction after that.
     """
 
-    __slots__ = ("_careful", "_cursor", "_opening", "_over", "_writes", "aborted", "conflict", "failure", "went_on")
+    __slots__ = (
+        "_careful",
+        "_cursor",
+        "_in_turn",
+        "_opening",
+        "_over",
+        "_writes",
+        "aborted",
+        "conflict",
+        "failure",
+        "went_on",
+    )
 
-    def __init__(self, connection: Connection, *, writes: bool = True, careful: bool = False) -> None:
+    def __init__(
+        self, connection: Connection, *, writes: bool = True, careful: bool = False, in_turn: bool = True
+    ) -> None:
         self._cursor = connection.cursor()
         self._writes = writes
         self._careful = careful
+        self._in_turn = in_turn
         self._over = False
         self._opening: str | None = None
         self.failure: StoreError | None = None
@@ -112,7 +129,7 @@ class PostgresTransaction:
         try:
             self._cursor.execute(text, values)
         except psycopg.Error as error:
-            if self._alive and not conflicted(error):
+            if self._alive and not conflicted(error) and (self._in_turn or not doubtful(error)):
                 self._cursor.connection.execute(b"rollback to statement; release statement")
             raise
         self._cursor.connection.execute(b"release statement")
@@ -128,6 +145,9 @@ class PostgresTransaction:
             known = None  # a query that writes is wrong, the database is not
         if conflicted(error):
             self.conflict = True
+        elif not self._in_turn and doubtful(error):
+            self.conflict = True
+            known = StoreBusyError(f"run again in its turn, to be sure of it: {known}")
         if isinstance(known, StoreError):
             self.failure = known
         elif self._cursor.connection.info.transaction_status != TransactionStatus.INTRANS:

@@ -32,6 +32,9 @@ GROUP_LIMIT = 64
 TICK = 1.0
 """Seconds between looks after the session while nothing is written."""
 
+TURNS = 0.5
+"""Seconds after a collision for which every group waits for its turn."""
+
 LONGEST_PAUSE = 2.0
 """Seconds between attempts to connect again, at most: what waits should go on soon after the database is back."""
 
@@ -76,6 +79,7 @@ class Writer:
         self._connection: Connection | None = None
         self._backoff = Backoff(first=0.2, most=LONGEST_PAUSE)
         self._connect_at = 0.0
+        self._in_turn_until = 0.0
         self._looked_at = 0.0
         self.on_session: list[Callable[[Connection], None]] = []
         self.backend: Backend | None = None
@@ -196,9 +200,12 @@ class Writer:
                 work.fail(StoreError(reason))
             self._answers.give(works)
             return
-        group = Group(connection)
+        # Who collided a moment ago will again: it waits for its turn at once.
+        group = Group(connection, in_turn=time.monotonic() < self._in_turn_until)
         verdict = group.run(works)
-        self.collisions += group.collisions
+        if group.collisions:
+            self.collisions += group.collisions
+            self._in_turn_until = time.monotonic() + TURNS
         if verdict.broken is not None:
             self.uncertain = True
             self._lose(verdict.broken)
