@@ -46,6 +46,9 @@ BATCH = 500
 FOREIGN_KEPT = 7 * 24 * 3600
 """Seconds for which foreign ids are kept at least (I7)."""
 
+DISTURBED = 0.05
+"""Seconds before a partition is begun again whose delivery another reader disturbed."""
+
 CAUSES_KEPT = 30 * 24 * 3600
 """Seconds for which causes are kept: as long as a backup of an emitter may be old (B5)."""
 
@@ -83,6 +86,7 @@ class Consumer:
         self._clock = clock
         self._looked_at = 0.0
         self._settling: Counter[int] = Counter()
+        self._again: set[int] = set()
         self._buffers: dict[int, deque[Pulled]] = {partition: deque() for partition in range(PARTITIONS)}
         self._pulls: dict[int, Pull] = {}
         self._wakened = anyio.Event()
@@ -177,6 +181,7 @@ class Consumer:
         _check_stream(state)
         self.incarnation = state.created
         self._broken = None
+        self._again.clear()
         self.turns += 1
         self.committed.clear()
         await self._store.write(forget_foreign, state.first, FOREIGN_KEPT)
@@ -226,7 +231,7 @@ class Consumer:
                 self.stream,
                 durable,
                 deliver=partial(self._deliver, partition),
-                on_broken=self._pull_broken,
+                on_broken=partial(self._pull_broken, partition),
             )
             self._pulls[partition] = pull
             self.committed[partition] = sequence
@@ -252,8 +257,22 @@ class Consumer:
         self._buffers[partition].append(pulled)
         self._wakened.set()
 
-    def _pull_broken(self, _: Pull, reason: str) -> None:
-        self._break(reason)
+    def _pull_broken(self, partition: int, _: Pull, reason: str) -> None:
+        if self._partitions.shared:
+            # A frozen reader's open pulls still swallow what a durable delivers: begun again at once they run dry.
+            self._again.add(partition)
+            self._wakened.set()
+        else:
+            self._break(reason)
+
+    async def _begin_again(self) -> None:
+        """Set the durables of partitions anew whose delivery was disturbed; the others go on."""
+        again, self._again = self._again & set(self._pulls), set()
+        for partition in again:
+            await self._leave(partition)
+        if again:
+            await anyio.sleep(DISTURBED)
+            await self._take_on(sorted(again))
 
     def _break(self, reason: str) -> None:
         self._broken = self._broken or reason
@@ -274,6 +293,8 @@ class Consumer:
                     if self._partitions.shared and self._looked_at + LOOK <= self._clock():
                         await self._share()
                         self._retries.look_again()
+                    if self._again:
+                        await self._begin_again()
                     if self._rewinds:
                         await self._rewind()
                     retried = await self.committing.retry_due()

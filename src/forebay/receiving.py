@@ -25,6 +25,7 @@ from forebay.jetstream.streams import consumer_info
 from forebay.jetstream.topology.checks import durable_problems
 from forebay.jetstream.topology.nodes import INCARNATION, durable_of, node_spec
 from forebay.parking import Whose
+from forebay.partitions import AllPartitions
 from forebay.positions import Position, forget_causes, positions_of
 from forebay.unit_of_work import UnitStore
 
@@ -58,7 +59,7 @@ class CommandConsumer(Consumer):
             store_id,
             connection,
             stream=STREAM,
-            partitions=1,
+            partitions=AllPartitions(1),
             clock=clock,
             whose=whose,
         )
@@ -99,7 +100,7 @@ class CommandConsumer(Consumer):
             self.stream,
             durable,
             deliver=partial(self._deliver, 0),
-            on_broken=self._pull_broken,
+            on_broken=partial(self._pull_broken, 0),
             heartbeat=HEARTBEAT,
         )
         self._pulls[0] = pull
