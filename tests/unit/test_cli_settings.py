@@ -77,6 +77,7 @@ VARIABLES = {
     "FOREBAY_GRACE": "90s",
     "FOREBAY_DISK_RESERVE": "64MiB",
     "FOREBAY_MAX_DATABASE": "2GiB",
+    "FOREBAY_CORE": "center",
     "FOREBAY_LOG_LEVEL": "error",
 }
 
@@ -115,6 +116,7 @@ def test_run_takes_the_environment_before_the_file(told: Told) -> None:
         grace=90,
         disk=DiskConfig(reserve=64 * 1024**2),
         max_database=2 * 1024**3,
+        core="center",
     )
     assert told["level"] == "error"
 
@@ -122,7 +124,7 @@ def test_run_takes_the_environment_before_the_file(told: Told) -> None:
 def test_run_takes_the_command_line_before_everything(told: Told) -> None:
     Path("forebay.toml").write_text(TOML)
     typed = "--node typed --data typed-data --nats nats://typed:4222 --host 10.0.0.3 --port 9004 --grace 5"
-    typed += " --disk-reserve 0 --max-database 512MiB"
+    typed += " --disk-reserve 0 --max-database 512MiB --core hub"
     call("run", "edge.door", *typed.split(), "--log-level", "DEBUG", **VARIABLES)
     assert told["run"] == ProcessConfig(
         node="typed",
@@ -133,6 +135,7 @@ def test_run_takes_the_command_line_before_everything(told: Told) -> None:
         grace=5,
         disk=DiskConfig(reserve=0),
         max_database=512 * 1024**2,
+        core="hub",
     )
     assert told["level"] == "debug"
 
