@@ -197,7 +197,8 @@ class CommandRelay(Relay):
                 break
             messages = part[: len(mine)]
             state = self._state(Sent(lane, messages[0].destination))
-            settled, _ = await self._settle(lane, state, messages, mine, outcomes)
+            # Judged by itself: what is refused to one destination may be the destination's, and then it has to wait.
+            settled, _ = await self._settle(lane, state, messages, mine)
             if settled:
                 state.sent = messages[settled - 1].place
 

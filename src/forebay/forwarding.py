@@ -53,13 +53,12 @@ class LaneState(msgspec.Struct):
     not_before: float = 0.0
     backoff: Backoff = msgspec.field(default_factory=Backoff)
 
-    def settled(self, outcomes: Sequence[Outcome], beside: Sequence[Outcome] = ()) -> int:
+    def settled(self, outcomes: Sequence[Outcome]) -> int:
         """Return how many outcomes, from the first, let the lane go on: stored, or refused for themselves (O4).
 
-        A refusal is the message's own where its code says so, or where another message of the lane got through;
-        ``beside`` are those of other origins in the same batch.
+        A refusal is the message's own where its code says so, or where another message of the lane got through.
         """
-        through = any(isinstance(outcome, Stored) for outcome in (*outcomes, *beside))
+        through = any(isinstance(outcome, Stored) for outcome in outcomes)
         for count, outcome in enumerate(outcomes):
             own = isinstance(outcome, Refused) and not outcome.of_stream and (through or outcome.code in OF_ITSELF)
             if not own and not isinstance(outcome, Stored):

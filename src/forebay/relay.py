@@ -288,10 +288,9 @@ class Relay:
         state: LaneState,
         messages: list[Message],
         outcomes: Sequence[Outcome],
-        beside: Sequence[Outcome] = (),
     ) -> tuple[int, int]:
         """Note what became of an origin's messages; return how many are settled, and how many were stored."""
-        settled = state.settled(outcomes, beside)
+        settled = state.settled(outcomes)
         await self._withhold(lane, messages[:settled], outcomes[:settled])
         stored = state.acknowledged(messages[:settled], outcomes[:settled], self.incarnation or "")
         reach("relay.noted")
