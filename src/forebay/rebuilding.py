@@ -157,8 +157,10 @@ class Rebuilding:
             units = UnitStore(beside, self._outbox, self._settings)
             building = Building(rebuild, self._handlers, self._consumer, self._store, units, self._archive)
             known = await building.begun(self._version, seen_before)
-            extra = {"consumer": self._consumer.name, "version": self._version, "replayed": known.replayed}
-            logger.info("rebuild.begun", extra=extra)
+            logger.info(
+                "rebuild.begun",
+                extra={"consumer": self._consumer.name, "version": self._version, "replayed": known.replayed},
+            )
             reach("rebuild.begun")
             while await building.run_pass(still=False) > SMALL:
                 pass
