@@ -18,9 +18,9 @@ class Missing(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         kind: ``hole`` where later events wait for it, ``gap`` where it was closed without its event, ``drop`` where the
-            node's budget pushed it out.
+            node's budget pushed it out, ``lost`` where a damaged disk took it from its own node.
         waiting: of a hole, how many later events of the epoch are held.
-        recorded_at: of a gap or a drop, milliseconds since 1970.
+        recorded_at: of all but a hole, milliseconds since 1970.
     """
 
     kind: str

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import time
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.service_process import ServiceProcess
+from tests.services.command_line import forebay
 
 ROOT = Path(__file__).parents[2]
 PAGE = 4096
@@ -83,6 +86,10 @@ async def test_a_node_with_a_damaged_database_comes_up_and_accepts_within_the_ti
         assert not here & lost
         assert len(list(path.parent.glob("till.db.damaged-*"))) == 1
         assert "store.salvaged" in till.log.read_text()
+        command = ["gaps", "ls", "--data", str(till.data), "--origin", "store-1", "--kind", "lost", "--json"]
+        told = json.loads((await anyio.to_thread.run_sync(lambda: forebay(ROOT, *command))).stdout)
+        assert {place for each in told for place in range(each["first"], each["last"] + 1)} == lost
+        assert {(each["node"], each["service"], each["consumer"]) for each in told} == {("store-1", "till", "")}
     finally:
         till.kill()
 

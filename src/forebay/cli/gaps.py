@@ -1,4 +1,4 @@
-"""``forebay gaps``: what consumers lack, and closing what will never come."""
+"""``forebay gaps``: what consumers lack and what nodes lost, and closing what will never come."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import click
 import msgspec
 
-from forebay.cli.databases import DATA, STORE, databases
+from forebay.cli.databases import DATA, STORE, Found, databases
 from forebay.cli.intents import one_database, request
 from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.table import show
-from forebay.gaps import holes, recorded
+from forebay.gaps import Missing, holes, recorded
 from forebay.intents import CloseHole
 
-KINDS = ("hole", "gap", "drop")
+KINDS = ("hole", "gap", "drop", "lost")
+
+_LOST = "select lane, epoch, first, last, found_at from forebay_lost order by id desc limit :limit"
 
 
 @click.group()
@@ -23,7 +25,8 @@ def gaps() -> None:
     """See and close what consumers lack.
 
     A hole is open: later events of its node wait for it. A gap was closed without its event, a drop was pushed out by
-    the node's budget; both are on record, nothing waits for them.
+    the node's budget; both are on record, nothing waits for them. What a damaged disk took is lost: its node says so,
+    and its consumers pass it as dropped.
     """
 
 
@@ -38,16 +41,37 @@ def gaps() -> None:
 def ls(
     data: Path, store: str | None, service: str | None, origin: str | None, kind: str | None, limit: int, as_json: bool
 ) -> None:
-    """List open holes, and the gaps and drops on record, the latest first."""
+    """List open holes, and the gaps and drops on record, the latest first; and what nodes lost."""
     rows: list[dict[str, Any]] = []
     for found in databases(data, service=service, store=store):
-        missing = found.read(lambda tx: [*holes(tx, origin), *recorded(tx, origin, limit=limit)])
+        missing = found.read(lambda tx: [*holes(tx, origin), *recorded(tx, origin, limit=limit)]) or []
+        if origin in (None, found.node):
+            missing += _lost(found, limit)
         rows += [
-            {"consumer": found.service, **msgspec.structs.asdict(each)}
-            for each in missing or []
+            {"consumer": "" if each.kind == "lost" else found.service, **msgspec.structs.asdict(each)}
+            for each in missing
             if kind in (None, each.kind)
         ]
     show(rows, as_json=as_json, empty="nothing is missing")
+
+
+def _lost(found: Found, limit: int) -> list[Missing]:
+    """Return what a damaged disk took of a node's own events: no consumer of theirs says it."""
+    rows = found.rows(_LOST, limit=limit) if found.has_table("forebay_lost") else []
+    return [
+        Missing(
+            "lost",
+            found.node,
+            found.service,
+            row["lane"],
+            row["epoch"],
+            row["first"],
+            row["last"],
+            reason="a damaged disk took it",
+            recorded_at=row["found_at"],
+        )
+        for row in rows
+    ]
 
 
 @gaps.command()
