@@ -18,7 +18,7 @@ from litestar import Request
 from edge.gateway.cloudevents import ClientEvent, read_events
 from edge.gateway.operation import EventsOperation
 from forebay import Lane, Service, UnitOfWork, UnitStore
-from forebay.outbox import Draft, Extra
+from forebay.drafts import Draft, Extra
 from forebay.problems import ProblemError, phrase
 
 LANES = (Lane("ledger"), Lane("telemetry"))

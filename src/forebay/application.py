@@ -76,7 +76,7 @@ def build_application(services: Sequence[RunningService], connected: Callable[[]
     return Litestar(
         route_handlers=[
             *(livez, readyz, metrics, outbox),
-            *([operations(services)] if any(service.reads or service.relay for service in services) else []),
+            *([operations(services)] if any(service.declared.reads or service.relay for service in services) else []),
             *(service.declared.router(service.store, service.settings) for service in services),
         ],
         openapi_config=OpenAPIConfig(

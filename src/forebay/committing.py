@@ -19,7 +19,7 @@ from forebay.errors import MessageError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import parse_message_id
 from forebay.intake import HandlerFailedError, Taken, one_line, take_all
-from forebay.parking import Rows
+from forebay.redrive import Rows
 from forebay.retries import Retries, anyone
 from forebay.unit_of_work import UnitOfWork, UnitStore
 

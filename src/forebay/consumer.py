@@ -32,9 +32,10 @@ from forebay.jetstream.pulling import Delivery as Pulled
 from forebay.jetstream.pulling import Pull
 from forebay.jetstream.streams import StreamState, consumer_info, message_id_at, stream_state
 from forebay.jetstream.topology.checks import stream_problems
-from forebay.parking import PartitionRows, Whose
+from forebay.parking import Whose
 from forebay.partitions import LOOK, AllPartitions, NotTheReaderError, Partitions
 from forebay.positions import Position, forget_causes, forget_foreign, positions_of, write_position
+from forebay.redrive import PartitionRows
 from forebay.responding import NotAskedError
 from forebay.unit_of_work import UnitOfWork, UnitStore
 

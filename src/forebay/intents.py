@@ -26,9 +26,9 @@ from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, partition_of
 from forebay.intake import Failing, Taken
 from forebay.intent_box import IntentBox
-from forebay.parking import discard, retry
 from forebay.partitions import NotTheReaderError
 from forebay.projection import ask, stop
+from forebay.redrive import discard, retry
 from forebay.registry import remove_node
 from forebay.relay import Relay
 from forebay.transaction import Transaction

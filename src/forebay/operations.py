@@ -13,8 +13,8 @@ from forebay.gaps import Missing, holes, recorded
 from forebay.identity import NAME
 from forebay.intents import CloseHole, Discard, Intents, Retry, RetryWithheld
 from forebay.json_body import JsonBody, json_only
-from forebay.parking import listed
 from forebay.problems import ProblemError, invalid, phrase, problem_responses
+from forebay.redrive import listed
 from forebay.running import RunningService
 
 MAX_ROWS = 1000
@@ -74,7 +74,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=MAX_ROWS, description="Rows, at m
 
 def operations(services: Sequence[RunningService]) -> Router:
     """Return the routes below ``/ops`` for the services of a process."""
-    consumers = {service.name: service for service in services if service.reads}
+    consumers = {service.name: service for service in services if service.declared.reads}
     senders = {service.name: service for service in services if service.relay is not None}
 
     def found(name: str) -> tuple[RunningService, Intents]:

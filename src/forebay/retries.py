@@ -11,7 +11,8 @@ import anyio
 from forebay.errors import BodyError, ForebayError, MessageError, StoreError, UnknownVersionError
 from forebay.handlers import Handlers
 from forebay.intake import Failing, Intake, Taken, one_line
-from forebay.parking import HANDLER, Parked, Rows, due, next_retry, postpone
+from forebay.parking import HANDLER, Parked
+from forebay.redrive import Rows, due, next_retry, postpone
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)

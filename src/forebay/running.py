@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from forebay.answering import Answering
 from forebay.archive_reading import ArchiveAnswering, ArchiveReader
@@ -24,19 +23,20 @@ from forebay.confirming import Confirming
 from forebay.consumer import Consumer
 from forebay.destinations import Destinations
 from forebay.dispatching import STREAM, CommandRelay
-from forebay.errors import ConfigurationError, HeaderError, StoreError
+from forebay.errors import ConfigurationError, HeaderError
 from forebay.filling import Filling
 from forebay.followed import FollowedLane
 from forebay.followers import Followers
 from forebay.following import Followed, Follower
 from forebay.identity import CORE, PARTITIONS, Place, parse_message_id
+from forebay.in_charge import InCharge, Part
 from forebay.intent_box import IntentFolder, IntentRows
 from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
 from forebay.link import Link
-from forebay.losses import mend
 from forebay.needs import NeedsAnswering, ask_all
+from forebay.opening import ENGINE, open_store
 from forebay.outbox import Outbox
 from forebay.parking import Whose
 from forebay.projection import declare
@@ -45,39 +45,17 @@ from forebay.receiving import CommandConsumer
 from forebay.registry import Registry
 from forebay.relay import Relay
 from forebay.service import Service, check_followed
-from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
+from forebay.sqlite import DiskConfig, MigrationSet
 from forebay.sqlite.beside import FileBeside
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
-from forebay.stores import Charge, ChargedStore, ServiceStore, postgres_beside, postgres_store
+from forebay.stores import Charge, ChargedStore, ServiceStore, postgres_beside
 from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
 from forebay.worker import AtWork, Worker
 
 logger = logging.getLogger(__name__)
-
-ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
-"""The engine's own tables, the same in every service's database."""
-
-MIN_BACKSTOP = 1024**3
-"""Bytes."""
-
-BACKSTOP = 8
-"""An emitting service's database may take so many times its lanes' budgets, and ``MIN_BACKSTOP`` bytes at least: beside
-the outbox it has tables of its own. A backstop only; the budgets are counted (O5)."""
-
-
-CHARGE_LOOK = 0.5
-"""Seconds between looks whether this process is in charge, and for what other processes have committed."""
-
-
-class Part(Protocol):
-    """A long-lived part of a service."""
-
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled."""
-        ...
 
 
 class RunningService:
@@ -157,11 +135,6 @@ class RunningService:
         return self.declared.name
 
     @property
-    def reads(self) -> bool:
-        """Whether it handles events, of a stream or of a service that it follows, or commands."""
-        return bool(self.declared.handlers or self.declared.following or self.declared.handlers.takes_commands)
-
-    @property
     def store(self) -> UnitStore:
         """The service's store; open it first."""
         if self._opened is None:
@@ -184,7 +157,7 @@ class RunningService:
             migrations: the folder of the service's own.
             grace: seconds for which confirmed events stay.
             disk: what the store leaves alone of the disk.
-            max_bytes: the most that the database may take; None for ``BACKSTOP``.
+            max_bytes: the most that the database may take; None for what follows from its lanes.
             address: where the process answers HTTP, for the command line.
             link: what the services of the process share; one of its own for None.
 
@@ -193,7 +166,11 @@ class RunningService:
             StoreError: the database cannot be opened.
         """
         sets = [ENGINE, *([MigrationSet(self.name, migrations)] if migrations else [])]
-        opened = self._opened = await self._open_store(sets, max_bytes, disk, address)
+        if self._url is None:
+            self._lock.acquire(address)
+        opened = self._opened = await open_store(
+            self.declared, self.path, self._url, sets, max_bytes=max_bytes, disk=disk
+        )
         store = self.store
         charge = self._charge = opened.charge()
         draining = UnitStore(ChargedStore(opened.reclaiming, charge), self.outbox)
@@ -361,11 +338,12 @@ class RunningService:
             if part is not None:
                 await tasks.start(part.run)
         alone: list[Part] = [part for part in (*sending, *taking) if part is not None]
-        if self._url is None:
-            for one in alone:
-                await tasks.start(one.run)
-        elif alone:
-            tasks.start_soon(self._run_in_charge, alone)
+        if self._charge is not None and self._url is not None and alone:
+            wakened = (self.relay, self.command_relay, self.timers, *self._workers)
+            wakes = [part.wake for part in wakened if part is not None]
+            alone = [InCharge(self.name, self._charge, alone, wakes)]
+        for one in alone:
+            await tasks.start(one.run)
         if self._opened is not None:
             tasks.start_soon(self._opened.check)
             tasks.start_soon(self._end_when_damaged, self._opened)
@@ -427,22 +405,6 @@ class RunningService:
             return self.command_relay, self.destinations.confirming(destination)
         return self.relay, self.confirming
 
-    async def _open_store(
-        self, sets: Sequence[MigrationSet], max_bytes: int | None, disk: DiskConfig, address: str
-    ) -> ServiceStore:
-        if self._url is not None:
-            return await postgres_store().open(self._url, self.name, migrations=sets)
-        self._lock.acquire(address)
-        # What a consumer has done and what its inbox says belong together: half of them would be worse than none.
-        salvaging = Salvaging(partial=not self.reads, mend=mend)
-        return await SqliteStore.open(
-            self.path, migrations=sets, max_bytes=max_bytes or self._backstop(), disk=disk, salvaging=salvaging
-        )
-
-    def _backstop(self) -> int | None:
-        budgets = sum(lane.budget_bytes for lane in self.declared.lanes)
-        return None if self.reads or not budgets else max(MIN_BACKSTOP, BACKSTOP * budgets)
-
     async def _expect_intents(self) -> None:
         """Look out for requests where there may be one: at a reader's state, or about a follower that is not here."""
         followers = self.confirming.followers if self.confirming is not None else None
@@ -457,29 +419,6 @@ class RunningService:
     def _scanned_within(self, seconds: float) -> bool:
         scanned_at = self._archive.scanned_at if self._archive is not None else None
         return scanned_at is not None and anyio.current_time() - scanned_at < seconds
-
-    async def _run_in_charge(self, parts: Sequence[Part]) -> None:
-        """Run what only one process of the service may, while this is the one."""
-        while True:
-            if await self._has_charge():
-                logger.info("service.charge_taken", extra={"service": self.name})
-                async with anyio.create_task_group() as tasks:
-                    for part in parts:
-                        await tasks.start(part.run)
-                    while await self._has_charge():
-                        for wake in (self.relay, self.timers):
-                            if wake is not None:
-                                wake.wake()  # what another process has committed is told by nobody
-                        await anyio.sleep(CHARGE_LOOK)
-                    tasks.cancel_scope.cancel()
-                logger.warning("service.charge_lost", extra={"service": self.name})
-            await anyio.sleep(CHARGE_LOOK)
-
-    async def _has_charge(self) -> bool:
-        try:
-            return self._charge is not None and await self._charge.has()
-        except StoreError:
-            return False
 
     async def _end_when_damaged(self, store: ServiceStore) -> None:
         """End the process once the database turns out to be damaged: opening it again salvages what can be read."""

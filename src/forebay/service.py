@@ -16,17 +16,8 @@ Example:
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, TypeVar
-
-import litestar
-import msgspec
-from litestar import Router
-from litestar.di import NamedDependency, Provide
-from litestar.handlers import HTTPRouteHandler
-from litestar.params import JSONBody
-from litestar.types import AnyCallable
 
 from forebay.command import Command
 from forebay.delivery import Archive
@@ -35,12 +26,11 @@ from forebay.errors import ConfigurationError
 from forebay.event import Event
 from forebay.handlers import Handler, Handlers
 from forebay.identity import checked_name
-from forebay.json_body import JsonBody, json_only
 from forebay.lanes import Lane
-from forebay.problems import problem_responses
+from forebay.routes import Routes
 from forebay.saga import Sagas
 from forebay.timers import TimerHandler
-from forebay.unit_of_work import UnitOfWork, UnitStore
+from forebay.unit_of_work import UnitOfWork
 from forebay.window import IDLE, Kind, Lateness, TimeOf, Window, ordering_key
 from forebay.windowing import OWNER as WINDOWS
 from forebay.windowing import Windows
@@ -50,11 +40,8 @@ E = TypeVar("E", bound=Event)
 H = TypeVar("H", bound=Handler)
 S = TypeVar("S")
 
-_MARKERS: dict[str, Any] = {"data": JSONBody, "store": NamedDependency, "settings": NamedDependency}
-"""What Litestar wants to see around the types of these parameters."""
 
-
-class Service:
+class Service(Routes):
     """A service's declaration.
 
     Args:
@@ -79,9 +66,8 @@ class Service:
     def __init__(
         self, name: str, *, lanes: Sequence[Lane] = (), settings: type[Any] = dict, projection: int | None = None
     ) -> None:
-        self.name = checked_name(name, "service")
+        super().__init__(checked_name(name, "service"), settings)
         self.lanes = tuple(lanes)
-        self.settings_type = settings
         self.projection = projection
         self.handlers = Handlers()
         self.following = Handlers()
@@ -91,7 +77,6 @@ class Service:
         self.windows = Windows()
         self.workers: list[Employed] = []
         """What it does outside its store, and after how many seconds at the latest (``forebay.worker``)."""
-        self._routes: list[HTTPRouteHandler] = []
         names = [lane.name for lane in self.lanes]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"service {name!r} names a lane twice")
@@ -99,6 +84,11 @@ class Service:
             raise ConfigurationError(
                 f"service {name!r}: version {projection} of a read model is none", hint="1 or more"
             )
+
+    @property
+    def reads(self) -> bool:
+        """Whether it handles events, of a stream or of a service that it follows, or commands."""
+        return bool(self.handlers or self.following or self.handlers.takes_commands)
 
     def on(self, event: type[Event] | type[Command], *, batch: bool = False) -> Callable[[H], H]:
         """Handle one version of an event, or of a command to this service: ``f(tx, event[, message])``.
@@ -248,17 +238,6 @@ class Service:
 
         return register
 
-    def configured(self, settings: Mapping[str, Any] | None) -> Any:
-        """Return the table ``[<service>]`` of ``forebay.toml`` as the type that the service declares.
-
-        Raises:
-            ConfigurationError: the settings are not of that type.
-        """
-        try:
-            return msgspec.convert(dict(settings or {}), self.settings_type)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"[{self.name}] in forebay.toml: {error}") from error
-
     def runs(self, sagas: Sagas) -> Sagas:
         """Let this service's consumer and timers move these sagas.
 
@@ -319,45 +298,6 @@ class Service:
                     hint="leave projection out, or give the read model a service of its own",
                 )
 
-    def get(self, path: str, *, problems: Sequence[int] = (), **options: Any) -> Callable[[AnyCallable], AnyCallable]:
-        """Serve ``GET /<service><path>``. A parameter ``store`` gets the service's ``UnitStore``.
-
-        Args:
-            path: below the service's folder, as Litestar writes it.
-            problems: the statuses of the problem documents (RFC 9457) that it answers with.
-            options: handed to ``litestar.get``.
-        """
-        return self._route(litestar.get, path, problems, options)
-
-    def post(self, path: str, *, problems: Sequence[int] = (), **options: Any) -> Callable[[AnyCallable], AnyCallable]:
-        """Serve ``POST /<service><path>``; see ``get``.
-
-        A parameter ``data`` gets the JSON body, decoded strictly to its type; a route that takes the ``request``
-        instead reads the body as it likes.
-        """
-        return self._route(litestar.post, path, problems, options)
-
-    def router(self, store: UnitStore, settings: Mapping[str, Any] | None = None) -> Router:
-        """Return the routes, mounted under ``/<service>``, with ``store`` and ``settings`` for those that ask for them.
-
-        Args:
-            store: the service's store.
-            settings: the table ``[<service>]`` of ``forebay.toml``.
-
-        Raises:
-            ConfigurationError: the settings are not of the service's type.
-        """
-        known = self.configured(settings)
-        return Router(
-            path=f"/{self.name}",
-            route_handlers=self._routes,
-            dependencies={
-                "store": Provide(lambda: store, sync_to_thread=False),
-                "settings": Provide(lambda: known, sync_to_thread=False),
-            },
-            tags=[self.name],
-        )
-
     def _check_one_way(self, event: type[Event]) -> None:
         """One inbox serves both ways: an event that came on the one would be known on the other."""
         service = event.spec.service
@@ -366,28 +306,6 @@ class Service:
                 f"{self.name} handles events of {service} from the stream and follows them as well",
                 hint="follow all of them, or none",
             )
-
-    def _route(
-        self, verb: Callable[..., Any], path: str, problems: Sequence[int], options: dict[str, Any]
-    ) -> Callable[[AnyCallable], AnyCallable]:
-        options["responses"] = {**problem_responses(problems), **options.get("responses", {})}
-
-        def register(function: AnyCallable) -> AnyCallable:
-            _mark_parameters(function)
-            if "data" in inspect.signature(function).parameters:
-                options.setdefault("dto", JsonBody)
-                options["guards"] = [json_only, *(options.get("guards") or ())]
-            self._routes.append(verb(path, **options)(function))
-            return function
-
-        return register
-
-
-def _mark_parameters(function: Any) -> None:
-    """Write Litestar's markers around the types of what a route is given, so that no route has to."""
-    for name, marker in _MARKERS.items():
-        if name in function.__annotations__:
-            function.__annotations__[name] = marker[function.__annotations__[name]]
 
 
 def check_followed(service: Service, running: Collection[str]) -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import msgspec
 
 from forebay.command import EXPIRY, Command, destination_of
+from forebay.drafts import NO_EXTRA, Draft, Extra, Tails
 from forebay.envelope import Message, format_time
 from forebay.errors import ConfigurationError
 from forebay.event import Event, key_of
-from forebay.outbox import NO_EXTRA, Draft, Extra, Outbox, Tails
+from forebay.outbox import Outbox
 from forebay.transaction import Row, Store, Transaction
 
 P = ParamSpec("P")

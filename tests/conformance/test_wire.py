@@ -12,12 +12,13 @@ import msgspec
 import pytest
 
 from forebay.clock import HybridClock
+from forebay.drafts import Draft, Extra
 from forebay.envelope import Message, command_subject, decode_message, encode_headers, event_subject, identify
 from forebay.event import Event
 from forebay.identity import Place, partition_of
 from forebay.jetstream.topology import confirmed_by
 from forebay.lanes import Lane
-from forebay.outbox import Draft, Extra, Outbox
+from forebay.outbox import Outbox
 from forebay.protocol.confirmation import (
     Answer,
     ChainLink,

@@ -10,7 +10,7 @@ from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
 from forebay.intake import HandlerFailedError, take_all
-from forebay.parking import discard, due, postpone
+from forebay.redrive import discard, due, postpone
 from forebay.retries import retry_one
 from forebay.sqlite import MigrationSet
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened

@@ -13,7 +13,7 @@ import pytest
 from forebay import Event, Message, Service, UnitOfWork
 from forebay.consumer import Consumer
 from forebay.jetstream.connection import Connection
-from forebay.parking import discard, retry
+from forebay.redrive import discard, retry
 from forebay.retries import FAILURES_IN_A_ROW
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer

@@ -20,7 +20,8 @@ from forebay.errors import ConfigurationError, StoreError
 from forebay.freeing import free
 from forebay.jetstream.connection import Connection, ConnectionConfig
 from forebay.losses import mend
-from forebay.running import ENGINE, RunningService
+from forebay.opening import ENGINE
+from forebay.running import RunningService
 from forebay.sqlite import Salvaging, SqliteStore
 from forebay.sqlite.damage import Examined, examine, marked_open, note_damage, noted_damage
 from forebay.sqlite.failures import DamagedError

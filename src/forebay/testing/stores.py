@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from forebay.opening import ENGINE
 from forebay.outbox import Outbox
-from forebay.running import ENGINE
 from forebay.service import Service
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.transaction import Row, Transaction
