@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+M = TypeVar("M", int, str)
 
 
 class Move(NamedTuple):
@@ -18,7 +20,7 @@ class Move(NamedTuple):
     give: int
 
 
-def next_move(me: int, held: Mapping[int, AbstractSet[int]], count: int) -> Move:
+def next_move(me: M, held: Mapping[M, AbstractSet[int]], count: int) -> Move:
     """Return what a member does, so that in the end each has a floor or a ceil of the even share.
 
     Args:
