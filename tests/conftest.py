@@ -4,10 +4,15 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.postgres_server import PostgresServer
 from tests import stores
+
+# How long an example takes says how busy the machine is; every test has a time limit of its own.
+settings.register_profile("forebay", deadline=None)
+settings.load_profile("forebay")
 
 
 @pytest.fixture
