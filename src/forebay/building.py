@@ -21,6 +21,7 @@ from forebay.errors import ForebayError, LinkError, MessageError
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, parse_message_id, partition_of
 from forebay.intake import HandlerFailedError
+from forebay.positions import positions_of
 from forebay.projection import Effects, Lacking, Rebuild, advance, asked, effects, had_effect
 from forebay.protocol.archive import ArchivedMessage
 from forebay.protocol.rebuilding import Plan
@@ -130,11 +131,12 @@ class Building:
             self._plan = await self._beside.write(plan, self.effects)
         await self._scan(still)
         await self._foreign(still)
+        read = await self._store.read(positions_of, self._consumer.stream)
         self.lacking = []
         for each, (first, last) in self._plan.left():
             partition = partition_of(each.origin.node, PARTITIONS)
             # Only a pass in which nothing takes effect may conclude anything from what the archive does not have.
-            upto = self._consumer.committed.get(partition, 0) if still else 0
+            upto = read[partition].sequence if still and partition in read else 0
             async for events in self._archive.events(each.origin, each.epoch, first, last, upto=upto):
                 found = [event for event in events if within(event.sequence, each.todo)]
                 for event in found:

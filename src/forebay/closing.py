@@ -279,6 +279,28 @@ def close_hole(
     return f"{epoch} {first}-{last} is a gap now", intake.finish()
 
 
+def close_deleted(
+    work: UnitOfWork,
+    handlers: Handlers,
+    origin: Origin,
+    epoch: str,
+    deleted: Sequence[Range],
+    failing: Failing | None = None,
+) -> Taken:
+    """Turn what the archive's retention deleted into a gap, as far as it is what an epoch waits for."""
+    intake = Intake(work, handlers, failing=failing)
+    known = intake.inbox.whole(origin.node, origin.service)
+    known.take_on(epoch, origin.lane, None)
+    passed = known.epochs[epoch].passed
+    for first, last in deleted:
+        upto = min(last, passed.ranges[0][0] - 1) if passed.ranges else last
+        if first <= passed.watermark + 1 <= upto:
+            step = Step(Due.DROPPED, epoch, passed.watermark + 1, upto)
+            intake.skip(origin, known, step, "gap", DELETED)
+    intake.drain(origin, known, partition_of(origin.node, PARTITIONS))
+    return intake.finish()
+
+
 def forget_given_up(work: UnitOfWork, statement: Statement, back_to: int) -> None:
     """Forget what was given up and is met again, where the stream is read again from ``back_to``."""
     inbox = Inbox(work)

@@ -13,12 +13,13 @@ import anyio
 from anyio.abc import TaskStatus
 
 from forebay.archive_reading import ArchiveReader
-from forebay.closing import delivery_of, take_aside
+from forebay.closing import close_deleted, delivery_of, take_aside
 from forebay.consumer import Consumer
 from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.gaps import holes
 from forebay.handlers import ALL, Handlers
 from forebay.identity import PARTITIONS, Origin, partition_of
+from forebay.sequences import Range
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
 
@@ -80,14 +81,28 @@ class Filling:
         for hole in found:
             if not self._consumer.reads(partition_of(hole.node, PARTITIONS)):
                 continue
-            await self._fill(Origin(hole.node, hole.service, hole.lane), hole.epoch, hole.first, hole.last)
+            origin = Origin(hole.node, hole.service, hole.lane)
+            deleted = await self._fill(origin, hole.epoch, hole.first, hole.last)
+            # What the stream still has comes from there, after the archive has deleted it, too.
+            partition = partition_of(hole.node, PARTITIONS)
+            if deleted and await self._consumer.at_end(partition):
+                taken = await self._consumer.settle(
+                    close_deleted, self._handlers, origin, hole.epoch, deleted, partition=partition
+                )
+                extra = {"consumer": self._consumer.name, "origin": "/".join(origin[:3]), "events": taken.missing}
+                logger.error("consumer.gaps_recorded", extra=extra)
 
-    async def _fill(self, origin: Origin, epoch: str, first: int, last: int) -> None:
+    async def _fill(self, origin: Origin, epoch: str, first: int, last: int) -> list[Range]:
+        """Take in what the archive has; return what it had and has deleted."""
+        deleted: list[Range] = []
         known = await self._store.read(_watermark, origin, epoch)
         partition = partition_of(origin.node, PARTITIONS)
-        async for events in self._archive.events(origin, epoch, max(first, known + 1), last, upto=0):
+        async for events in self._archive.events(
+            origin, epoch, max(first, known + 1), last, upto=0, on_deleted=deleted.extend
+        ):
             found = [delivery_of(partition, each) for each in events]
             await self._consumer.settle(take_aside, self._handlers, found, partition=partition)
+        return deleted
 
 
 def _watermark(tx: Transaction, origin: Origin, epoch: str) -> int:

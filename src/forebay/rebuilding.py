@@ -28,8 +28,9 @@ from forebay.errors import ConfigurationError, LinkError, StoreError, TopologyEr
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.streams import stream_state
+from forebay.jetstream.streams import StreamState, consumer_info, stream_state
 from forebay.outbox import Outbox
+from forebay.positions import positions_of
 from forebay.projection import FAILED, LACKING, RUNNING, Lacking, Rebuild, asked, effects, finish, stand
 from forebay.replaying import progress
 from forebay.scripts import MigrationSet
@@ -113,6 +114,7 @@ class Rebuilding:
         self._archive = archive
         self._settings = settings
         self._lacking: list[Lacking] = []
+        self._clean = False
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Look for what was asked, and do it, until cancelled."""
@@ -122,9 +124,10 @@ class Rebuilding:
             wait = INTERVAL
             try:
                 rebuild = await self._store.read(asked)
-                if rebuild is None:
+                if rebuild is None and not self._clean:
                     await self._tables.remove()
-                elif rebuild.state == RUNNING:
+                self._clean = rebuild is None
+                if rebuild is not None and rebuild.state == RUNNING:
                     await self._attempt(rebuild)
                     backoff.reset()
             except (LinkError, TopologyError, StoreError, TimeoutError) as error:
@@ -203,12 +206,18 @@ class Rebuilding:
             await anyio.sleep(INTERVAL)
         state = await stream_state(self._connection, self._consumer.stream)
         for partition in range(PARTITIONS):
-            while not await self._has_read(partition, state.last):  # noqa: ASYNC110 - nobody tells
+            while not await self._has_read(partition, state):  # noqa: ASYNC110 - nobody tells
                 await anyio.sleep(INTERVAL)
         return seen_before
 
-    async def _has_read(self, partition: int, end: int) -> bool:
-        return self._consumer.committed.get(partition, 0) >= end or await self._consumer.at_end(partition)
+    async def _has_read(self, partition: int, state: StreamState) -> bool:
+        """Whether what is in a partition was read, by this process or another one."""
+        position = (await self._store.read(positions_of, self._consumer.stream)).get(partition)
+        at = position.sequence if position is not None and position.incarnation == state.created else 0
+        if at >= state.last:
+            return True
+        info = await consumer_info(self._connection, self._consumer.stream, f"{self._consumer.name}-{partition}")
+        return info.pending == 0 and info.delivered <= at
 
     async def _open(self, rebuild: Rebuild) -> ServiceStore:
         try:
