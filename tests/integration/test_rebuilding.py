@@ -255,8 +255,8 @@ async def test_what_was_parked_discarded_or_never_came_is_not_brought_back_f3(
             *(event(ONE, n, n) for n in (1, 2, 3, 5)),
             foreign("till-7", 7),
             event(TWO, 1, 8, prev=Place(ONE, 5), cause=f"{ONE}-1/door/0"),
-            event(TWO, 2, 8, cause=f"{ONE}-1/door/0"),
-            event(TWO, 3, 9),
+            event(TWO, 2, 8, prev=Place(ONE, 5), cause=f"{ONE}-1/door/0"),
+            event(TWO, 3, 9, prev=Place(ONE, 5)),
         )
         await eventually(lambda: _holds(known, ONE))
         hole = CloseHole(NODE, "door", ONE, 4, 4, "its disk burned")
