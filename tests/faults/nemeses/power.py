@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -12,9 +14,11 @@ import msgspec
 
 from forebay.testing.link import Link
 from forebay.testing.service_process import ServiceProcess
+from forebay.testing.waiting import until
 from tests.faults.databases import forget_memory
 from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.processes import any_edge
+from tests.faults.observing import WITHIN
 from tests.faults.power_cut import Cut, PowerCut, RecordingError
 from tests.faults.system import CORE, System
 
@@ -34,7 +38,8 @@ LAZY = "2m"
 class Machine(msgspec.Struct, frozen=True):
     """What loses its power: a process, the folder that it keeps, and the links over which it is given work.
 
-    ``known_as`` is what the process calls the folder, where that is something else.
+    ``known_as`` is what the process calls the folder, where that is something else; ``stored`` tells how much it has
+    stored, where it loses nothing unless it was given something.
     """
 
     folder: Path
@@ -43,6 +48,7 @@ class Machine(msgspec.Struct, frozen=True):
     start: Callable[[], Awaitable[None]]
     links: Collection[Link]
     known_as: Path | None = None
+    stored: Callable[[], Awaitable[int]] | None = None
 
 
 async def cut_broker(system: System) -> None:
@@ -53,9 +59,13 @@ async def cut_broker(system: System) -> None:
         await broker.start()
         await system.apply()  # the stream itself may be among what is gone
 
+    async def stored() -> int:
+        return int(json.loads(await system.api("STREAM.INFO.EVENTS"))["state"]["last_seq"])
+
     lasting, broker.sync_interval = broker.sync_interval, LAZY
     await broker.restart()
-    machine = Machine(system.broker_store, lambda: broker.pid, broker.kill, start, system.links.values())
+    links = system.links.values()
+    machine = Machine(system.broker_store, lambda: broker.pid, broker.kill, start, links, stored=stored)
     try:
         cut = await _cut(system, machine)
     finally:
@@ -99,10 +109,13 @@ async def _cut(system: System, machine: Machine) -> Cut:
             pid = machine.pid()
             assert pid is not None, "it does not run"
             await power.attach(pid)
+            before = await machine.stored() if machine.stored else 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(system.workload.round, REQUESTS)
             await anyio.lowlevel.checkpoint()
             await system.workload.progress(system.dice.randrange(REQUESTS // 2, REQUESTS))
+            if machine.stored:
+                await until(partial(_more, machine.stored, before), limit=WITHIN, what="something is stored")
             machine.kill()
             try:
                 cut = await anyio.to_thread.run_sync(power.cut)
@@ -116,6 +129,10 @@ async def _cut(system: System, machine: Machine) -> Cut:
         if cut is not None:
             return cut
     raise AssertionError("not reached")
+
+
+async def _more(stored: Callable[[], Awaitable[int]], before: int) -> bool:
+    return await stored() > before
 
 
 @asynccontextmanager
