@@ -91,6 +91,11 @@ class Workload:
             index = len(self._meters)
             self._meters.append(Meter(f"meter-{index}", index, node, url, self._seed))
 
+    @property
+    def mean_size(self) -> float:
+        """Readings of one request, on average."""
+        return sum(self._sizes) / len(self._sizes)
+
     def meters(self, node: str) -> list[str]:
         """The names of the meters that write to a node."""
         return [meter.name for meter in self._meters if meter.node == node]

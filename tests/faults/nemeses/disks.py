@@ -28,8 +28,8 @@ REQUESTS = 40
 """Requests whose events wait on the node when its disk fails."""
 
 PAGE = 4096
-PADDING, FILLING = 50_000, 120
-"""Bytes of a reading, and requests, while the disk is full: more than the room that the log has already."""
+FILLING, WRITTEN = 120, 24_000_000
+"""Requests while the disk is full, and the bytes of all their readings: more than the room that the log has already."""
 
 FLIPS = 3
 """Bits that are flipped at once."""
@@ -171,7 +171,7 @@ async def fill(system: System) -> None:
     name = system.dice.choice(system.nodes)
     process, workload = system.edges[name], system.workload
     filler = system.seen(name, process.data / "filler")
-    workload.padding_of |= dict.fromkeys(workload.meters(name), PADDING)
+    workload.padding_of |= dict.fromkeys(workload.meters(name), int(WRITTEN / FILLING / workload.mean_size))
     refused = workload.refused[507]
     try:
         async with anyio.create_task_group() as tasks:
