@@ -77,7 +77,8 @@ class CommandRelay(Relay):
         self._confirmed_to = confirmed_to
         self._on_forwarded_to = on_forwarded_to
         self._states: dict[str, dict[str, LaneState]] = {}
-        self._unsent: dict[Sent, None] = {}
+        self._unsent: dict[Sent, Place] = {}
+        self._nothing_to: dict[Sent, Place] = {}
         self._again: dict[Sent, None] = {}
         self._seen: int | None = None
         self._doubtful = False
@@ -90,6 +91,8 @@ class CommandRelay(Relay):
         """Forget a destination that nothing is here for; what is written for it later is met anew."""
         if not any(each.destination == destination for each in (*self._unsent, *self._again)):
             self._states.pop(destination, None)
+            for lane in self._outbox.lanes:
+                self._nothing_to.pop(Sent(lane, destination), None)
 
     def send_again(self, lane: str, epoch: str, ranges: Sequence[Range], destination: str = "") -> None:
         """Send places again, under fresh ids, before anything new of the origin (C2, I4)."""
@@ -138,8 +141,10 @@ class CommandRelay(Relay):
             rows = await self._store.read(lambda tx, seen: tx.execute(_WRITTEN_SINCE, seen=seen), self._seen - OVERLAP)
         for row in rows:
             origin = Sent(row["lane"], row["destination"])
-            if self._state(origin).sent != Place(row["epoch"], row["last"]):
-                self._unsent.setdefault(origin)
+            last = Place(row["epoch"], row["last"])
+            # Its last commands may be gone unsent by us: freed before a restart, dropped, or withheld.
+            if last not in (self._state(origin).sent, self._nothing_to.get(origin)):
+                self._unsent[origin] = last
         self._seen = max([self._seen or 0, *(row["clock"] for row in rows)])
 
     async def _send_next(self) -> bool:
@@ -172,12 +177,12 @@ class CommandRelay(Relay):
     async def _send_some(self, lane: str, origins: Sequence[Sent], room: int) -> None:
         parts = await self._store.read(self._read, origins, room)
         reach("relay.read")
-        for origin in origins[: len(parts)]:  # the others have their turn first
-            del self._unsent[origin]
+        for origin, part in zip(origins, parts, strict=False):  # those that were not read have their turn first
+            looked_to = self._unsent.pop(origin)
+            (self._unsent if part else self._nothing_to)[origin] = looked_to
         parts = [part for part in parts if part]
         if not parts:
             return
-        self._unsent |= dict.fromkeys(Sent(lane, part[0].destination) for part in parts)
         outgoing = [
             Outgoing(self._outbox.subject(message), encode_headers(message), message.body)
             for part in parts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 
 from forebay import Command, Lane, UnitOfWork, UnitStore
 from forebay.dispatching import CommandRelay
-from forebay.jetstream.publishing import Outcome, Outgoing, Refused, Stored, Uncertain
+from forebay.jetstream.publishing import Denied, Outcome, Outgoing, Stored, Uncertain
 from forebay.outbox import Outbox
+from forebay.registry import remove_node
 from forebay.scripts import MigrationSet
 from forebay.sqlite import SqliteStore
 
@@ -53,7 +55,7 @@ class Broker:
             origin = (message.subject.split(".")[1], message.headers["forebay-lane"])
             fate = self.fates.pop() if self.fates else "stored"
             if origin[0] in self.refusing:
-                outcomes.append(Refused(10071, "not now"))
+                outcomes.append(Denied(message.subject, "not now"))
             elif fate == "lost" or origin in halted:  # what follows a lost one of its origin is not sent before it
                 outcomes.append(Uncertain("no answer"))
                 halted.add(origin)
@@ -156,3 +158,46 @@ async def _run(steps: list[tuple[Any, ...]]) -> None:
                 assert in_order(system.first_copies(node))
         finally:
             await store.close()
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[System]:
+    outbox = Outbox("core", "orders", [Lane("urgent"), Lane("ledger")], sends=True)
+    store = await SqliteStore.open(folder / "orders.db", migrations=[ENGINE])
+    try:
+        await store.write(outbox.bind, "s1")
+        yield System(store, outbox)
+    finally:
+        await store.close()
+
+
+async def test_a_destination_whose_commands_are_all_freed_is_not_looked_at_for_ever(tmp_path: Path) -> None:
+    def free_everything(tx: UnitOfWork) -> None:
+        tx.execute("delete from forebay_outbox")
+        tx.execute("update forebay_origin set bytes = 0")
+
+    async with opened(tmp_path) as system:
+        await system.write("store-1", "ledger", 3)
+        await system.drain()
+        await system.store.write(free_everything)
+    async with opened(tmp_path) as system:
+        await system.drain()  # takes note of what is on the disk
+        await system.drain()  # of what was written since, as it does whenever it is woken
+        await system.write("store-1", "ledger", 2)
+        await system.drain()
+        assert [message_id.rpartition("-")[2] for message_id in system.first_copies("store-1")] == ["1", "2"]
+
+
+async def test_a_destination_whose_last_commands_were_dropped_is_not_looked_at_for_ever(tmp_path: Path) -> None:
+    async with opened(tmp_path) as system:
+        await system.drain()
+        await system.write("store-1", "ledger", 3)
+        await system.write("store-2", "ledger", 1)
+        await system.store.write(remove_node, "store-1", "it was closed")
+        await system.drain()
+        assert system.first_copies("store-1") == []
+        assert system.first_copies("store-2") == system.written["store-2"]
+        system.written["store-1"].clear()
+        await system.write("store-1", "ledger", 1)
+        await system.drain()
+        assert system.first_copies("store-1") == system.written["store-1"]
