@@ -129,6 +129,7 @@ class Building:
         if not self._planned or still:
             self.effects = await self._store.read(effects)
             self._plan = await self._beside.write(plan, self.effects)
+            self._plan.saved()
         await self._scan(still)
         await self._foreign(still)
         read = await self._store.read(positions_of, self._consumer.stream)
@@ -221,6 +222,7 @@ class Building:
     async def _write(self, step: Step) -> None:
         try:
             await self._beside.write(replay, self._handlers, step, self._plan, one_by_one=False)
+            self._plan.saved()
         except HandlerFailedError as error:
             if error.alone:
                 raise

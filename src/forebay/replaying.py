@@ -101,7 +101,7 @@ def load(tx: Transaction) -> Plan:
 
 
 def plan(tx: Transaction, had_effect: Iterable[Effects]) -> Plan:
-    """Fix the places of a pass, and return what is left of them."""
+    """Fix the places of a pass, and return what is left of them; once that is committed it is ``saved``."""
     planned = load(tx)
     for each in had_effect:
         planned.set(each.origin, each.epoch, each.prev, each.places)
@@ -123,7 +123,8 @@ def later(tx: Transaction) -> list[int]:
 def replay(work: UnitOfWork, handlers: Handlers, step: Step, planned: Plan, one_by_one: bool) -> Taken:
     """Replay events and note how far it is; raises as ``Intake.replay``.
 
-    ``planned`` has them as done already; where this is undone it has to be loaded again.
+    ``planned`` has them as done already, and is ``saved`` once this is committed; where this is undone it has to be
+    loaded again.
     """
     intake = Intake(work, handlers, one_by_one=one_by_one)
     for index, delivery in enumerate(step.deliveries):

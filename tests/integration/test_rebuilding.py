@@ -13,16 +13,21 @@ from core.archive.app import archive
 from forebay import Lane, Message, Service, UnitOfWork
 from forebay.envelope import encode_headers
 from forebay.errors import ConfigurationError
-from forebay.identity import Place
+from forebay.handlers import Handlers
+from forebay.identity import Origin, Place
 from forebay.intents import CloseHole, Discard, RebuildProjection, Retry, StopRebuild
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Outgoing, Publisher
 from forebay.jetstream.topology import apply_topology, consumer_spec, desired
+from forebay.outbox import Outbox
+from forebay.projection import Effects
+from forebay.replaying import Step, begin, load, plan, replay
 from forebay.running import RunningService
 from forebay.sqlite.beside import path_beside
 from forebay.testing.nats_server import NatsServer
 from forebay.timers import Timer, set_timer
-from tests.integration.arrivals import own
+from forebay.unit_of_work import UnitStore
+from tests.integration.arrivals import ENGINE, own
 from tests.integration.rig import (
     NODE,
     DoorOpened,
@@ -34,7 +39,7 @@ from tests.integration.rig import (
     serving,
     until,
 )
-from tests.stores import on_postgres, written_for
+from tests.stores import on_postgres, open_store, written_for
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE_MIGRATIONS = ROOT / "core/archive/migrations"
@@ -414,3 +419,27 @@ async def test_a_handler_that_emits_stops_the_rebuild(nats_server: NatsServer, t
         await known.ask(RebuildProjection())
         assert (await known.stands())[0] == "failed"
         assert await known.notes() == [1]
+
+
+async def test_a_step_that_runs_twice_before_it_counts_notes_its_places_f3(tmp_path: Path) -> None:
+    origin, epoch = Origin(NODE, "door", "ledger"), f"{7:032x}"
+    store = await open_store(tmp_path / "audit.db", migrations=[ENGINE])
+    units = UnitStore(store, Outbox("core", "audit", []))
+    try:
+        await units.write(begin, "rebuild", 2, "archive", 9, 0)
+        planned = await units.write(plan, [Effects(origin, epoch, "none", [(1, 3)])])
+        planned.saved()
+        planned.take(NODE, "door", epoch, 1)
+        step = Step(deliveries=[], before=0, position=1, end=9)
+
+        def collided(work: UnitOfWork) -> None:
+            replay(work, Handlers(), step, planned, one_by_one=False)
+            raise ZeroDivisionError  # as where a transaction collides with another one, and runs again
+
+        with pytest.raises(ZeroDivisionError):
+            await units.write(collided)
+        await units.write(replay, Handlers(), step, planned, one_by_one=False)
+
+        assert [places for _, places in (await units.read(load)).left()] == [(2, 3)], "1 is not replayed again"
+    finally:
+        await store.close()

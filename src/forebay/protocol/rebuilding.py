@@ -96,11 +96,13 @@ class Plan:
         return sum(last - first + 1 for each in self._epochs.values() for first, last in each.todo)
 
     def changed(self) -> list[EpochWork]:
-        """Return the epochs that have changed since this was asked before."""
-        found = [each for each in self._epochs.values() if each.changed]
-        for each in found:
+        """Return the epochs that have changed since ``saved``: a unit of work that writes them may run twice."""
+        return [each for each in self._epochs.values() if each.changed]
+
+    def saved(self) -> None:
+        """Say that all that changed is on the disk."""
+        for each in self._epochs.values():
             each.changed = False
-        return found
 
 
 def _in_order(chain: list[EpochWork]) -> list[EpochWork]:
