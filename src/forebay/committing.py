@@ -19,11 +19,15 @@ from forebay.errors import MessageError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import parse_message_id
 from forebay.intake import HandlerFailedError, Taken, one_line, take_all
+from forebay.positions import forget_causes
 from forebay.redrive import Rows
 from forebay.retries import Retries, anyone
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
+
+FORGET_INTERVAL = 3600.0
+"""Seconds between looks for causes that are old enough to be forgotten; a reader may run for months."""
 
 
 class Committing:
@@ -56,6 +60,8 @@ class Committing:
         self._store = store
         self._require = require
         self.totals = Taken()
+        self._clock = clock
+        self._forget_at = 0.0
         self._turn = anyio.Lock()
         self.retries = Retries(name, handlers, store, self._count, clock, whose, require)
 
@@ -157,6 +163,9 @@ class Committing:
     async def retry_due(self) -> bool:
         """Try the parked events whose time has come; return whether there were any. Raises as ``settle``."""
         async with self._turn:
+            if self._forget_at <= self._clock():
+                await self._store.write(forget_causes)
+                self._forget_at = self._clock() + FORGET_INTERVAL
             return await self.retries.run_due()
 
     @asynccontextmanager

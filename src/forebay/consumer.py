@@ -34,7 +34,7 @@ from forebay.jetstream.streams import StreamState, consumer_info, message_id_at,
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.parking import Whose
 from forebay.partitions import LOOK, AllPartitions, NotTheReaderError, Partitions
-from forebay.positions import Position, forget_causes, forget_foreign, positions_of, write_position
+from forebay.positions import Position, forget_foreign, positions_of, write_position
 from forebay.redrive import PartitionRows
 from forebay.responding import NotAskedError
 from forebay.unit_of_work import UnitOfWork, UnitStore
@@ -49,9 +49,6 @@ FOREIGN_KEPT = 7 * 24 * 3600
 
 DISTURBED = 0.05
 """Seconds before a partition is begun again whose delivery another reader disturbed."""
-
-CAUSES_KEPT = 30 * 24 * 3600
-"""Seconds for which causes are kept: as long as a backup of an emitter may be old (B5)."""
 
 
 class Consumer:
@@ -186,7 +183,6 @@ class Consumer:
         self.turns += 1
         self.committed.clear()
         await self._store.write(forget_foreign, state.first, FOREIGN_KEPT)
-        await self._store.write(forget_causes, CAUSES_KEPT)
         await self._share()
         await self._retries.begin()
 

@@ -19,7 +19,6 @@ from anyio.abc import TaskStatus
 from forebay.backoff import Backoff
 from forebay.closing import Closed, Statement, close, decide, forget_given_up, says_something
 from forebay.committing import Committing
-from forebay.consumer import CAUSES_KEPT
 from forebay.crash_points import reach
 from forebay.envelope import format_time
 from forebay.errors import StoreError
@@ -29,7 +28,6 @@ from forebay.identity import PARTITIONS, parse_place, partition_of
 from forebay.inbox import answered, epochs_of
 from forebay.intake import Failing, Taken
 from forebay.parking import Whose
-from forebay.positions import forget_causes
 from forebay.protocol.confirmation import VERSION, Answer, EpochAnswer, OriginQuestion, Question
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
@@ -155,7 +153,6 @@ class Follower:
         return said
 
     async def _begin(self) -> None:
-        await self._store.write(forget_causes, CAUSES_KEPT)
         await self.committing.retries.begin()
         await self._find_places()
 

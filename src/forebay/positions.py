@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from forebay.transaction import Transaction
 
+CAUSES_KEPT = 30 * 24 * 3600
+"""Seconds for which causes are kept: as long as backups may be old (B5)."""
+
 
 class Position(NamedTuple):
     """How far a partition has been read: the stream's incarnation, a sequence, and the message id there."""
@@ -45,6 +48,6 @@ def forget_foreign(tx: Transaction, first_sequence: int, kept: float) -> None:
     )
 
 
-def forget_causes(tx: Transaction, kept: float) -> None:
+def forget_causes(tx: Transaction, kept: float = CAUSES_KEPT) -> None:
     """Forget causes that are older than ``kept`` seconds (B5)."""
     tx.execute("delete from forebay_cause where seen_at < :before", before=int((time.time() - kept) * 1000))

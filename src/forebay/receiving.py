@@ -26,16 +26,13 @@ from forebay.jetstream.topology.checks import durable_problems
 from forebay.jetstream.topology.nodes import INCARNATION, durable_of, node_spec
 from forebay.parking import Whose
 from forebay.partitions import AllPartitions
-from forebay.positions import Position, forget_causes, positions_of
+from forebay.positions import Position, positions_of
 from forebay.unit_of_work import UnitStore
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = 14.0
 """Seconds of silence on an open pull after which the broker says a word: a link that is paid by the byte is idle."""
-
-CAUSES_KEPT = 30 * 24 * 3600
-"""Seconds, as for events (B5)."""
 
 
 class CommandConsumer(Consumer):
@@ -88,7 +85,6 @@ class CommandConsumer(Consumer):
         self._broken = None
         self.turns += 1
         self.committed.clear()
-        await self._store.write(forget_causes, CAUSES_KEPT)
         await self._retries.look()
         position = (await self._store.read(positions_of, self.stream)).get(0)
         stands = position is not None and position.incarnation == incarnation and position != self._distrusted

@@ -1,3 +1,4 @@
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 from forebay import Event, Message, UnitOfWork
+from forebay.committing import FORGET_INTERVAL, Committing
 from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
@@ -498,3 +500,32 @@ async def test_an_origin_that_holds_too_many_bytes_gives_up_its_highest_events_b
     await core.take([event(stream, 1), event(stream, 2)])
 
     assert await effects(core) == [1, 2, 3, 4]
+
+
+async def test_b5_causes_are_forgotten_while_a_reader_runs_for_months(core: Core) -> None:
+    day = 24 * 3600
+    now = 0.0
+
+    def cause(work: UnitOfWork, name: str, days: int) -> None:
+        work.execute(
+            "insert into forebay_cause (node, service, cause, seen_at) values ('store-330', 'till', :cause, :at)",
+            cause=name,
+            at=int((time.time() - days * day) * 1000),
+        )
+
+    async def known() -> list[str]:
+        return [row["cause"] for row in await core.rows("select cause from forebay_cause order by cause")]
+
+    committing = Committing("sales", handlers(), core.store, lambda: now)
+    await core.store.write(cause, "a", 29)
+    await core.store.write(cause, "b", 31)
+    await committing.retry_due()
+    assert await known() == ["a"]
+
+    await core.store.write(cause, "c", 31)
+    now += FORGET_INTERVAL - 1
+    await committing.retry_due()
+    assert await known() == ["a", "c"], "it does not look each time"
+    now += 1
+    await committing.retry_due()
+    assert await known() == ["a"]
