@@ -24,6 +24,9 @@ _SCHEMA = """
       charges integer not null default 0, returns integer not null default 0
     )"""
 
+_CHARGE = "insert into charge (key, cents, charges) values (?, ?, 1) on conflict (key) do nothing"
+_REFUND = "insert into charge (key, cents) values (?, 0) on conflict (key) do update set returns = charges"
+
 
 class StandInSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the stand-in behaves.
@@ -57,34 +60,40 @@ class StandIn:
 
     def __init__(self, settings: StandInSettings) -> None:
         self._settings = settings
-        self._accounts = sqlite3.connect(settings.accounts or ":memory:", isolation_level=None, timeout=10)
+        self._accounts = sqlite3.connect(
+            settings.accounts or ":memory:", isolation_level=None, timeout=10, check_same_thread=False
+        )
         self._accounts.execute(_SCHEMA)
+        self._one_by_one = anyio.CapacityLimiter(1)
 
     async def charge(self, key: str, cents: int, answer: Answer) -> None:
         """Take the money, once for each key; see ``PaymentProvider``."""
         await self._be_as_told()
         declined = zlib.crc32(key.encode()) % 1000 < self._settings.declines * 1000
         if not declined:
-            self._accounts.execute(
-                "insert into charge (key, cents, charges) values (?, ?, 1) on conflict (key) do nothing", (key, cents)
-            )
-            row = self._accounts.execute("select charges from charge where key = ?", (key,)).fetchone()
-            declined = row[0] == 0  # it was refunded before it was charged
+            # Where it was refunded before it was charged, nothing is.
+            declined = await self._booked(_CHARGE, (key, cents), "charges") == 0
         await self._answer(Declined("the card was declined") if declined else Taken(), answer)
 
     async def refund(self, key: str, answer: Answer) -> None:
         """Return the money, once for each key; see ``PaymentProvider``."""
         await self._be_as_told()
-        self._accounts.execute(
-            "insert into charge (key, cents) values (?, 0) on conflict (key) do update set returns = charges", (key,)
-        )
-        row = self._accounts.execute("select cents * returns from charge where key = ?", (key,)).fetchone()
-        await self._answer(Returned(row[0]), answer)
+        await self._answer(Returned(await self._booked(_REFUND, (key,), "cents * returns")), answer)
 
     def accounts(self) -> dict[str, Account]:
         """Return its accounts, by key."""
         rows = self._accounts.execute("select key, cents, charges, returns from charge order by key").fetchall()
         return {key: Account(*rest) for key, *rest in rows}
+
+    async def _booked(self, entry: str, values: tuple[str, *tuple[int, ...]], said: str) -> int:
+        """Make an entry and say what it came to, on a thread: the file is synced, and others may have it locked."""
+
+        def book() -> int:
+            self._accounts.execute(entry, values)
+            row = self._accounts.execute(f"select {said} from charge where key = ?", values[:1]).fetchone()
+            return int(row[0])
+
+        return await anyio.to_thread.run_sync(book, limiter=self._one_by_one)
 
     async def _be_as_told(self) -> None:
         if random.random() < self._settings.fails / 2:  # noqa: S311 - a trial's chance

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import anyio
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -299,6 +300,24 @@ async def _sent(core: Core) -> list[tuple[str, str, str]]:
         " where o.destination <> '' order by r.hlc"
     )
     return [(row["kind"], row["id"], row["key"]) for row in rows]
+
+
+async def test_accounts_that_another_process_has_locked_do_not_stop_the_service(tmp_path: Path) -> None:
+    stand_in = StandIn(StandInSettings(accounts=str(tmp_path / "bank.db")))
+    told = anyio.Event()
+
+    async def tell(_: object) -> None:
+        told.set()
+
+    other = sqlite3.connect(tmp_path / "bank.db", isolation_level=None)
+    other.execute("begin immediate")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stand_in.charge, "o-1", 500, tell)
+        await anyio.wait_all_tasks_blocked()  # it waits for the lock, and this goes on
+        assert not told.is_set()
+        other.execute("rollback")
+    assert told.is_set()
+    other.close()
 
 
 def test_the_settings_are_checked() -> None:
