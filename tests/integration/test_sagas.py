@@ -260,6 +260,19 @@ async def test_a_timeout_ends_the_wait_and_a_late_answer_changes_nothing(tmp_pat
         assert await one.types() == ["hold-room", "free-room"]
 
 
+@pytest.mark.parametrize("trip", ["t 1", "Übernachtung", "50%", 'the "grand" tour'])
+async def test_an_instance_may_have_any_name_that_an_ordering_key_may_be(tmp_path: Path, trip: str) -> None:
+    async with desk(tmp_path) as one:
+        await one.take(TripBooked(trip=trip))
+        one.now += LIMIT
+        assert await one.timers.fire_due() == 1
+        assert (await one.instance(trip)).status == "compensating"
+        assert await one.store.read(lambda tx: tx.execute("select * from forebay_timer")) == []
+        await one.take(TripBooked(trip=f"{trip}2"))
+        await one.take(RoomHeld(trip=f"{trip}2"))
+        assert await one.store.read(lambda tx: tx.execute("select * from forebay_timer")) == [], "it was cleared"
+
+
 async def test_timeouts_survive_a_restart_and_go_when_the_saga_ends(tmp_path: Path) -> None:
     async with desk(tmp_path) as before:
         await before.take(TripBooked(trip="t-1"))

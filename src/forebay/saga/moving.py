@@ -12,12 +12,12 @@ from functools import partial
 
 import msgspec
 
-from forebay.envelope import Message
+from forebay.envelope import Message, percent_decode
 from forebay.errors import ConfigurationError
 from forebay.event import Event
 from forebay.saga.declaration import Saga, SagaSpec
 from forebay.saga.instances import Awaiting, Instance, load, save
-from forebay.saga.step import Step, owner_of
+from forebay.saga.step import Step, owner_of, timed
 from forebay.timers import Timer, TimerHandler, cancel_timer
 from forebay.unit_of_work import UnitOfWork
 
@@ -86,7 +86,7 @@ def _take(saga: type[Saga], tx: UnitOfWork, instance: str, event: Event, message
 
 def _passed(saga: type[Saga], tx: UnitOfWork, timer: Timer) -> None:
     """A deadline has passed."""
-    known = load(tx, saga.spec.name, timer.instance)
+    known = load(tx, saga.spec.name, percent_decode(timer.instance))
     method = saga.spec.timeouts.get(timer.name)
     if known is None or known.status != "running":
         return  # its end takes its timers back; one that fires beside it is too late
@@ -163,7 +163,7 @@ class _Move:
     def _clear(self) -> None:
         spec = self._saga.spec
         for name in spec.timeouts:
-            cancel_timer(self._tx, owner_of(spec), self._known.instance, name)
+            cancel_timer(self._tx, owner_of(spec), timed(self._known.instance), name)
 
     def _state(self) -> Saga:
         state: Saga = msgspec.json.decode(self._known.state, type=self._saga)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from forebay.command import Command
-from forebay.envelope import Message
+from forebay.envelope import Message, percent_encode
 from forebay.errors import ConfigurationError
 from forebay.event import Event
 from forebay.saga.declaration import SagaSpec
@@ -74,19 +74,20 @@ class Step:
 
         Raises:
             ConfigurationError: no method is marked with that name.
+            ValueError: the instance's name, percent-encoded, is longer than 128 characters.
         """
         if name not in self._spec.timeouts:
             raise ConfigurationError(
                 f"saga {self._spec.name} has no timeout {name!r}", hint=f'mark a method with @times_out("{name}")'
             )
         deadline = self.now + after
-        set_timer(self._tx, owner_of(self._spec), self.instance, name, deadline)
+        set_timer(self._tx, owner_of(self._spec), timed(self.instance), name, deadline)
         self.did.append(f"set timeout {name} to {deadline.isoformat()}")
         return deadline
 
     def clear(self, name: str) -> None:
         """Take a timeout back; one that is not set is no error."""
-        if cancel_timer(self._tx, owner_of(self._spec), self.instance, name):
+        if cancel_timer(self._tx, owner_of(self._spec), timed(self.instance), name):
             self.did.append(f"cleared timeout {name}")
 
     def undo(self, compensation: Callable[..., None]) -> None:
@@ -120,3 +121,8 @@ class Step:
 def owner_of(spec: SagaSpec) -> str:
     """The owner of a saga's timers."""
     return f"saga.{spec.name}"
+
+
+def timed(instance: str) -> str:
+    """An instance's name as its timers have it: an ordering key may hold what a timer's name, and a header, cannot."""
+    return percent_encode(instance)
