@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import anyio
+import httpx
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
