@@ -80,7 +80,7 @@ class NodeProcess:
 
     async def freed(self) -> int:
         text = (await self.http.get("/metrics")).text
-        found = re.search(r'^forebay_outbox_freed_total\{lane="ledger",service="meter"\} (\S+)', text, re.MULTILINE)
+        found = re.search(r'^forebay_outbox_freed_total\{[^}]*lane="ledger"[^}]*\} (\S+)', text, re.MULTILINE)
         return int(float(found[1])) if found else 0
 
 

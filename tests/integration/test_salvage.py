@@ -167,8 +167,9 @@ def truncate(path: Path) -> None:
 
 
 def truncate_within_a_page(path: Path) -> None:
+    pages = sorted(leaves(path))
     with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2 // PAGE * PAGE + 1000)
+        file.truncate((pages[len(pages) // 2] - 1) * PAGE + 1000)
 
 
 def wipe_header(path: Path) -> None:
