@@ -48,6 +48,10 @@ OPERATIONS = {
     "/ops/{consumer}/parked/{id}/retry",
 }
 CORE_PATHS = {
+    "/sales/departments",
+    "/sales/hours",
+    "/sales/products",
+    "/sales/products/{product}",
     "/archive/conflicts",
     "/archive/events",
     "/archive/events/{message_id}",
