@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import anyio
 import pytest
 
 from core.archive.app import archive
-from forebay import Lane, Message, Service, UnitOfWork
+from forebay import Lane, Message, Service, UnitOfWork, rebuilding
 from forebay.envelope import encode_headers
 from forebay.errors import ConfigurationError
 from forebay.handlers import Handlers
@@ -23,7 +24,7 @@ from forebay.outbox import Outbox
 from forebay.projection import Effects
 from forebay.replaying import Step, begin, load, plan, replay
 from forebay.running import RunningService
-from forebay.sqlite.beside import path_beside
+from forebay.sqlite.beside import FileBeside, path_beside
 from forebay.testing.nats_server import NatsServer
 from forebay.timers import Timer, set_timer
 from forebay.unit_of_work import UnitStore
@@ -443,3 +444,35 @@ async def test_a_step_that_runs_twice_before_it_counts_notes_its_places_f3(tmp_p
         assert [places for _, places in (await units.read(load)).left()] == [(2, 3)], "1 is not replayed again"
     finally:
         await store.close()
+
+
+async def test_what_a_rebuild_left_is_removed_once_and_not_looked_for_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Beside(FileBeside):
+        removed = 0
+
+        async def remove(self) -> None:
+            self.removed += 1
+            await super().remove()
+
+    class Store(UnitStore):
+        looked = 0
+
+        async def read(self, *args: Any, **kwargs: Any) -> Any:
+            self.looked += 1
+            return await super().read(*args, **kwargs)
+
+    monkeypatch.setattr(rebuilding, "INTERVAL", 0.001)
+    opened = await open_store(tmp_path / "audit.db", [ENGINE])
+    beside, nothing = Beside(tmp_path / "audit.db"), cast("Any", None)
+    store = Store(opened, Outbox("core", "audit", []))
+    path_beside(tmp_path / "audit.db").touch()
+    parts = rebuilding.Rebuilding(1, nothing, Handlers(), store, beside, [ENGINE], nothing, nothing, nothing)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(parts.run)
+        await until(lambda: store.looked > 5)
+        tasks.cancel_scope.cancel()
+    await opened.close()
+    assert beside.removed == 1
+    assert not path_beside(tmp_path / "audit.db").exists()
