@@ -165,10 +165,8 @@ class CommandRelay(Relay):
                 elif state.not_before <= now:
                     await self._repair(lane, state, room, origin.destination)
                     return True
-            ready = [
-                each for each in self._unsent if each.lane == lane and self._state(each).not_before <= now
-            ]  # those that wait to be sent again come first, in their own order
-            ready = [each for each in ready if each not in self._again][:BATCH]
+            # An origin with something to send again waits here: else that went first, above.
+            ready = [each for each in self._unsent if each.lane == lane and self._state(each).not_before <= now][:BATCH]
             if ready:
                 await self._send_some(lane, ready, room)
                 return True

@@ -18,7 +18,17 @@ from forebay.event import Event
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.sqlite import MigrationSet, SqliteStore
-from forebay.timers import LONGEST_RETRY, TOGETHER, Timer, TimerHandler, Timers, cancel_timer, failing, set_timer
+from forebay.timers import (
+    LONGEST_RETRY,
+    TOGETHER,
+    Timer,
+    TimerHandler,
+    Timers,
+    cancel_timer,
+    failing,
+    fire_one,
+    set_timer,
+)
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from tests.integration.rig import until
@@ -114,6 +124,40 @@ async def test_one_that_is_set_again_replaces_the_one_before_and_one_that_is_can
         assert await one.timers.fire_due() == 0
         one.now += timedelta(seconds=5)
         assert await one.timers.fire_due() == 1
+
+
+async def test_one_that_is_set_anew_while_it_is_about_to_fire_waits_for_its_new_deadline(tmp_path: Path) -> None:
+    async with bell(tmp_path) as one:
+        await one.set("a", 10)
+        due = Timer("bell", "a", "ring", one.now + timedelta(seconds=10))
+        await one.set("a", 20)
+        assert not await one.store.write(fire_one, ring, due)
+        assert await one.rang() == []
+        one.now += timedelta(seconds=20)
+        assert await one.timers.fire_due() == 1
+
+
+async def test_the_earliest_timers_fire_first_whosever_they_are(tmp_path: Path) -> None:
+    async with bell(tmp_path) as one:
+        timers = Timers({"bell": ring, "zither": ring}, one.store, lambda: one.now.timestamp())
+        for number in range(TOGETHER):
+            await one.set(f"b{number}", 10)
+        await one.set("z", 5, owner="zither")
+        one.now += timedelta(seconds=20)
+        assert await timers.fire_due() == TOGETHER
+        assert "z" in await one.rang()
+
+
+async def test_one_that_failed_and_is_set_anew_has_all_its_attempts_before_it(tmp_path: Path) -> None:
+    def fail(_: UnitOfWork, __: Timer) -> None:
+        raise ZeroDivisionError
+
+    async with bell(tmp_path, fail) as one:
+        await one.set("a", 0)
+        await one.timers.fire_due()
+        assert await one.store.read(failing) == 1
+        await one.set("a", 10)
+        assert await one.store.read(failing) == 0
 
 
 async def test_b5_what_a_timer_emits_names_instance_deadline_and_index_the_same_after_a_restore(
