@@ -231,6 +231,24 @@ async def test_s5_a_restarted_node_goes_on_from_its_position_and_does_nothing_tw
             assert node.commands.totals.duplicates == 0
 
 
+async def test_s5_a_node_whose_position_is_another_commands_reads_from_the_beginning_and_does_nothing_twice(
+    system: System,
+) -> None:
+    def another_stands_there(tx: UnitOfWork) -> None:
+        tx.execute("update forebay_position set message_id = :other where stream = 'COMMANDS'", other=f"{7:032x}-3")
+
+    async with system.core() as core:
+        async with system.node() as node:
+            await core.store.write(send, 1, 3)
+            await eventually(lambda: _is(done(node.store), [1, 2, 3]))
+            await node.store.write(another_stands_there)
+        async with system.node() as node:
+            await core.store.write(send, 4, 4)
+            await eventually(lambda: _is(done(node.store), [1, 2, 3, 4]))
+            assert node.commands is not None
+            assert node.commands.committing.totals.duplicates == 3
+
+
 async def test_c2_a_stream_that_was_lost_is_filled_again_from_the_cores_outbox(system: System) -> None:
     async with system.core() as core:
         async with system.node() as node:

@@ -273,6 +273,17 @@ async def test_an_instance_may_have_any_name_that_an_ordering_key_may_be(tmp_pat
         assert await one.store.read(lambda tx: tx.execute("select * from forebay_timer")) == [], "it was cleared"
 
 
+@pytest.mark.parametrize(("answer", "status"), [(SeatHeld, "done"), (SeatRefused, "compensating")])
+async def test_the_end_and_giving_up_take_every_timeout_back(
+    tmp_path: Path, answer: type[SeatHeld] | type[SeatRefused], status: str
+) -> None:
+    async with desk(tmp_path) as one:
+        await one.take(TripBooked(trip="t-1"))
+        await one.take(answer(trip="t-1"))  # the timeout of the room is still set
+        assert (await one.instance()).status == status
+        assert await one.store.read(lambda tx: tx.execute("select * from forebay_timer")) == []
+
+
 async def test_timeouts_survive_a_restart_and_go_when_the_saga_ends(tmp_path: Path) -> None:
     async with desk(tmp_path) as before:
         await before.take(TripBooked(trip="t-1"))

@@ -11,16 +11,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import anyio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forebay import Command, Lane, UnitOfWork, UnitStore
+from forebay.command import Destination
+from forebay.destinations import DestinationConfirming, Destinations
 from forebay.dispatching import CommandRelay
 from forebay.jetstream.publishing import Denied, Outcome, Outgoing, Stored, Uncertain
 from forebay.outbox import Outbox
-from forebay.registry import remove_node
+from forebay.registry import known, note_registered, remove_node
 from forebay.scripts import MigrationSet
 from forebay.sqlite import SqliteStore
+from forebay.testing.waiting import until
 
 NODES = ["store-1", "store-2", "store-3", "store-4"]
 ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
@@ -201,3 +205,43 @@ async def test_a_destination_whose_last_commands_were_dropped_is_not_looked_at_f
         await system.write("store-1", "ledger", 1)
         await system.drain()
         assert system.first_copies("store-1") == system.written["store-1"]
+
+
+async def test_s4_a_node_that_was_removed_is_not_registered_again_until_a_person_does_it(tmp_path: Path) -> None:
+    to = Destination("store-1", "stock")
+    async with opened(tmp_path) as system:
+        await system.write("store-1", "ledger", 1)
+        await system.store.write(note_registered, to)
+        assert await system.store.read(known) == [to]
+        await system.store.write(remove_node, "store-1", "it was closed")
+        assert await system.store.read(known) == []
+        await system.store.write(note_registered, to)
+        assert await system.store.read(known) == [to]
+
+
+async def test_a_destination_that_something_is_sent_to_while_it_confirms_the_rest_is_asked_on(tmp_path: Path) -> None:
+    nothing = cast("Any", None)
+
+    async with opened(tmp_path) as system:
+        outbox = system.relay._outbox
+        connection = cast("Any", SimpleNamespace(wait_connected=anyio.lowlevel.checkpoint))
+        asked = Destinations(outbox, system.store, connection)
+        asked.attach(system.relay)
+
+        class Racing(DestinationConfirming):
+            turns = 0
+
+            async def turn(self) -> bool:
+                self.turns += 1
+                self.due = float("inf")
+                if self.turns == 1:
+                    asked.forwarded(self.destination)
+                return True
+
+        one = Racing("store-1/stock", outbox, system.store, nothing, nothing)
+        asked.asking[one.destination] = one
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(asked.run)
+            await until(lambda: not asked.asking)
+            tasks.cancel_scope.cancel()
+        assert one.turns == 2
