@@ -43,6 +43,7 @@ class Marks:
         self._together = together
         self._marks: dict[str, Watermark] = {}
         self._late: dict[str, int] = {}
+        self._stored: dict[str, NodeTime] = {}
 
     def scope(self, node: str) -> str:
         """Return the scope that a node's events belong to: the node, or all of them."""
@@ -71,7 +72,7 @@ class Marks:
         self._late[scope] = self._late.get(scope, 0) + 1
 
     def save(self) -> None:
-        """Write the watermarks back."""
+        """Write the watermarks back, and of the nodes those that were heard: there may be thousands of others."""
         rows = [
             {"name": self._name, "scope": scope, "mark": watermark.mark, "late": self._late.get(scope, 0)}
             for scope, watermark in self._marks.items()
@@ -87,6 +88,7 @@ class Marks:
                     "counts": int(each.counts),
                 }
                 for node, each in self._marks[TOGETHER].nodes.items()
+                if each != self._stored.get(node)
             ]
             self._tx.executemany(_SAVE_NODE, nodes)
 
@@ -100,10 +102,11 @@ class Marks:
     def _nodes(self, scope: str, mark: int) -> dict[str, NodeTime]:
         if not self._together:  # a node alone is the foremost and the last: what it has seen is the watermark
             return {scope: NodeTime(mark, 0, counts=True)} if mark > LONG_AGO else {}
-        return {
-            row["node"]: NodeTime(row["seen"], row["heard_at"], bool(row["counts"]))
-            for row in self._tx.execute(_NODES, name=self._name)
-        }
+        rows = self._tx.execute(_NODES, name=self._name)
+        found, self._stored = (
+            {row["node"]: NodeTime(row["seen"], row["heard_at"], bool(row["counts"])) for row in rows} for _ in range(2)
+        )
+        return found
 
 
 def late_events(tx: Transaction) -> dict[str, int]:

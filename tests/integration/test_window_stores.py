@@ -172,6 +172,25 @@ async def test_a_silent_node_is_left_behind_by_a_timer_and_late_events_join_sess
     assert await probes.store.read(late_events) == {"burst": 2}
 
 
+async def test_of_many_nodes_only_those_that_were_heard_are_written(opened: Any) -> None:
+    counting = """
+    create table written (node text not null);
+    create trigger note_written after update on forebay_watermark_node
+      begin insert into written (node) values (new.node); end;
+    """
+    probes = await opened("sqlite", sessions_of_all_nodes(), RESULTS + counting)
+
+    def counted(node: str, second: float) -> Delivery:
+        return probes.deliver(Counted(probe="a", number=0), node, second)  # type: ignore[no-any-return]
+
+    heard_at = wall_milliseconds()
+    probes.service.windows.wall = lambda: heard_at
+    await probes.take([counted(f"node-{number}", 0) for number in range(20)])
+    probes.service.windows.wall = lambda: heard_at + 1
+    await probes.take([counted("node-7", 1), counted("node-7", 2)])
+    assert await rows(probes.store, "select node from written") == [("node-7",)]
+
+
 async def has(probes: Opened, wanted: list[tuple[object, ...]]) -> bool:
     return await rows(probes.store, "select * from result order by opens") == wanted
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forebay import Event, Lane, Message, UnitOfWork
+from forebay import Event, Lane, Message, UnitOfWork, followed
+from forebay.dropping import _drop
 from forebay.followed import FollowedLane
 from forebay.followers import Followers
 from forebay.following import Followed, Follower
@@ -290,3 +292,29 @@ def test_after_a_restore_of_either_store_nothing_is_twice_nothing_waits_and_noth
 
     with TemporaryDirectory() as name:
         asyncio.run(run(Path(name)))
+
+
+async def test_o3_more_drops_than_a_page_says_are_told_page_by_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followed, "DROPS", 2)
+    node = Node(tmp_path)
+    await node.start()
+    try:
+        for at in range(9):
+            await node.emit("state", f"door-{at % 2}" if at % 2 else f"window-{at}")
+
+        def lose(tx: UnitOfWork) -> None:
+            for sequence in (1, 3, 5, 7):
+                pushed_out = "epoch = (select max(id) from forebay_epoch) and sequence = :at"
+                rows = tx.execute(f"select epoch, sequence, bytes from forebay_outbox where {pushed_out}", at=sequence)
+                _drop(tx, tx.execute("select id from forebay_origin where lane = 'state'")[0]["id"], rows)
+
+        await node.till.write(lose)
+        while await node.follower.take_next():
+            pass
+        effects = await node.stock.read(lambda tx: tx.execute("select at from effect order by id"))
+        assert [row["at"] for row in effects] == [2, 4, 6, 8, 9]
+        assert node.follower.totals.held == 0
+    finally:
+        await node.stop()
