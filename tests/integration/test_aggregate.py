@@ -24,6 +24,7 @@ from forebay.identity import Place
 from forebay.outbox import Outbox
 from forebay.postgres import PostgresStore
 from forebay.scripts import MigrationSet
+from forebay.snapshot import schema_of
 from forebay.sqlite import SqliteStore
 from forebay.testing.postgres_server import PostgresServer
 from forebay.transaction import Row, Transaction
@@ -462,3 +463,25 @@ async def test_a_fold_that_forgets_to_return_is_told_before_anything_is_written(
     with pytest.raises(ConfigurationError, match="forgets returned NoneType"):
         await store.write(lambda tx: append(tx, Cask(id="b1"), Drawn(barrel="b1", litres=1)))
     assert await outbox_ids(store) == []
+
+
+async def test_a_snapshot_beyond_a_history_that_lost_its_end_is_passed_over(store: UnitStore) -> None:
+    def lose_the_end(tx: UnitOfWork) -> None:
+        tx.execute("delete from forebay_history where version > 2")  # as of a salvaged database
+
+    await store.write(fill, "b-1", 10, 10, 10)
+    assert await store.read(query, "select version from forebay_snapshot")
+    await store.write(lose_the_end)
+    barrel = await store.read(load, Barrel, "b-1")
+    assert (barrel.version, barrel.litres) == (2, 20)
+
+
+def test_a_snapshots_schema_names_fields_number_and_events() -> None:
+    said = {
+        schema_of(state, number, folded)
+        for state in (Barrel, FilledV1)
+        for number in (1, 2)
+        for folded in (["cellar.filled.v2"], ["cellar.filled.v2", "cellar.drawn.v1"])
+    }
+    assert len(said) == 8
+    assert schema_of(Barrel, 1, ["a", "b"]) == schema_of(Barrel, 1, ["b", "a"])

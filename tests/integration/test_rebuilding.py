@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import anyio
@@ -13,7 +15,7 @@ import pytest
 from core.archive.app import archive
 from forebay import Lane, Message, Service, UnitOfWork, rebuilding
 from forebay.envelope import encode_headers
-from forebay.errors import ConfigurationError
+from forebay.errors import ConfigurationError, LinkError
 from forebay.handlers import Handlers
 from forebay.identity import Origin, Place
 from forebay.intents import CloseHole, Discard, RebuildProjection, Retry, StopRebuild
@@ -21,7 +23,7 @@ from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Outgoing, Publisher
 from forebay.jetstream.topology import apply_topology, consumer_spec, desired
 from forebay.outbox import Outbox
-from forebay.projection import Effects
+from forebay.projection import Effects, ask, asked, declare, effects
 from forebay.replaying import Step, begin, load, plan, replay
 from forebay.running import RunningService
 from forebay.sqlite.beside import FileBeside, path_beside
@@ -476,3 +478,43 @@ async def test_what_a_rebuild_left_is_removed_once_and_not_looked_for_all_the_ti
     await opened.close()
     assert beside.removed == 1
     assert not path_beside(tmp_path / "audit.db").exists()
+
+
+async def test_what_is_wanted_missing_or_parked_had_no_effect_f3(tmp_path: Path) -> None:
+    def fill_inbox(tx: UnitOfWork) -> None:
+        tx.execute(
+            "insert into forebay_inbox (node, service, epoch, lane, prev, watermark, held, missing, wanted)"
+            " values (:node, 'door', :epoch, 'ledger', 'none', 9, '[]', '[[2,3]]', '[[5,5]]')",
+            node=NODE,
+            epoch=f"{7:032x}",
+        )
+
+    opened = await open_store(tmp_path / "audit.db", [ENGINE])
+    store = UnitStore(opened, Outbox("core", "audit", []))
+    try:
+        await store.write(fill_inbox)
+        (had,) = await store.read(effects)
+        assert had.places == [(1, 1), (4, 4), (6, 9)]
+    finally:
+        await opened.close()
+
+
+async def test_nothing_is_replaced_where_another_process_has_taken_something_in_meanwhile_f3(tmp_path: Path) -> None:
+    opened = await open_store(tmp_path / "audit.db", [ENGINE])
+    nothing = cast("Any", None)
+    store = UnitStore(opened, Outbox("core", "audit", []))
+    parts = rebuilding.Rebuilding(
+        1, nothing, Handlers(), store, FileBeside(tmp_path / "audit.db"), [ENGINE], nothing, nothing, nothing
+    )
+    planned = [Effects(Origin(NODE, "door", "ledger"), f"{7:032x}", "none", [(1, 3)])]
+    building = cast("Any", SimpleNamespace(replayed=3, lacking=[], effects=planned))
+    try:
+        await store.write(declare, 1)
+        await store.write(partial(ask, accept_lacking=False))
+        rebuild = await store.read(asked)
+        assert rebuild is not None
+        with pytest.raises(LinkError, match="took effect"):
+            await store.write(parts._swap, rebuild, building)
+        assert await store.read(asked) == rebuild, "it goes on"
+    finally:
+        await opened.close()

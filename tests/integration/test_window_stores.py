@@ -13,7 +13,7 @@ import pytest
 
 import core.coldwatch.app
 from contracts.coldchain import FridgeRead
-from forebay import Event, Service, UnitOfWork
+from forebay import Event, Lane, Service, UnitOfWork
 from forebay.clock import wall_milliseconds
 from forebay.clock_offsets import ClockOffsets
 from forebay.delivery import Delivery
@@ -28,7 +28,7 @@ from forebay.testing.waiting import until
 from forebay.timers import Timers
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
-from forebay.window import Late, Result, Session
+from forebay.window import Late, Result, Session, Tumbling
 from tests.integration.arrivals import ENGINE, Stream
 from tests.integration.rig import rows
 
@@ -189,6 +189,39 @@ async def test_of_many_nodes_only_those_that_were_heard_are_written(opened: Any)
     probes.service.windows.wall = lambda: heard_at + 1
     await probes.take([counted("node-7", 1), counted("node-7", 2)])
     assert await rows(probes.store, "select node from written") == [("node-7",)]
+
+
+class Hour(Event, service="hours", kind="hour", lane="ledger", key="probe"):
+    probe: str
+    events: int
+
+
+def hours_that_are_told() -> Service:
+    service = Service("hours", lanes=[Lane("ledger")])
+
+    @service.window(Counted, Tumbling(10), state=Count, lateness=30)
+    def hour(count: Count, _: Counted) -> Count:
+        return Count(count.n + 1)
+
+    @hour.closed
+    def tell(tx: UnitOfWork, result: Result[Count]) -> None:
+        tx.emit(Hour(probe=result.key, events=result.events))
+
+    return service
+
+
+async def test_b5_a_result_that_late_events_change_has_a_cause_of_its_own(opened: Any) -> None:
+    hours = await opened("sqlite", hours_that_are_told(), RESULTS)
+
+    def counted(second: float) -> Delivery:
+        return hours.deliver(Counted(probe="a", number=0), "node-1", second)  # type: ignore[no-any-return]
+
+    aligned = -(START.timestamp() % 10)
+    await hours.take([counted(aligned), counted(aligned + 11)])
+    await hours.take([counted(aligned + 5)])
+    told = await rows(hours.store, "select cause, body from forebay_outbox order by sequence")
+    assert [msgspec.json.decode(body)["events"] for _, body in told] == [1, 2]
+    assert len({cause for cause, _ in told}) == 2, "a receiver would take the second for the first, told again"
 
 
 async def has(probes: Opened, wanted: list[tuple[object, ...]]) -> bool:
