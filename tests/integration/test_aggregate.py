@@ -474,6 +474,9 @@ async def test_a_snapshot_beyond_a_history_that_lost_its_end_is_passed_over(stor
     await store.write(lose_the_end)
     barrel = await store.read(load, Barrel, "b-1")
     assert (barrel.version, barrel.litres) == (2, 20)
+    await store.write(fill, "b-1", 1)
+    barrel = await store.read(load, Barrel, "b-1")
+    assert (barrel.version, barrel.litres) == (3, 21), "the snapshot of another version 3 is gone"
 
 
 def test_a_snapshots_schema_names_fields_number_and_events() -> None:
