@@ -1,0 +1,183 @@
+"""How many events a second take effect in the core, exactly once: one message an event, everything durable."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from bench.contest import Benchmark, Goal, LeftOutError, Measure, Run
+from bench.effects import Effects, PostgresEffects, SqliteEffects, check_once
+from bench.environments import FASTSTREAM, NATS_PY, python_with
+from bench.fleet import Fleet, broker, publish
+from bench.program import PATHS, Program
+from forebay.errors import ConfigurationError
+from forebay.jetstream.publishing import Publisher
+from forebay.testing.nats_server import NatsServer
+from forebay.testing.service_process import ServiceProcess
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+NODES = 64
+LIMIT = 900.0
+"""Seconds after which a column is given up, and the run with it."""
+LOOK = 0.005
+"""Seconds between two looks at a consumer's database."""
+
+RATE = Measure(name="events", unit="events/s")
+
+_TOLD = """
+A stream holds the events of 64 nodes, one message an event; then the consumer starts. Measured from its first
+committed effect to the last, in its database, from outside of its process. Every column has one process, one row for
+the effect, and has it on disk before it acknowledges: SQLite with WAL and `synchronous=FULL`, PostgreSQL with its
+defaults. The peers keep a row for each message id in the transaction of its effect, and fetch 100 messages at a time.
+"""
+
+
+class Stoppable(Protocol):
+    """A process that is measured."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+Start = Callable[[str, Path, str], Awaitable[tuple[Stoppable, Effects, Callable[[], str]]]]
+"""Starts a consumer: broker's URL, folder, PostgreSQL's URL or nothing; returns it, its effects and how it does."""
+
+
+async def measure(start: Start, count: int, postgres: bool, folder: Path) -> dict[str, float]:
+    """Publish ``count`` events, start the consumer, return events a second."""
+    server = NatsServer(folder / "nats", sync_interval="2m")
+    await server.start()
+    try:
+        async with (
+            _database(folder, postgres) as url,
+            broker(server.url, ["ledger", "ledger-batch"]) as connection,
+            Publisher(connection, "EVENTS") as publisher,
+        ):
+            await publish(publisher, Fleet(NODES).make(count))
+            process, effects, said = await start(server.url, folder, url)
+            try:
+                seconds = await _until(effects, count, said)
+            finally:
+                process.kill()
+            check_once(effects.numbers(), range(count))
+            effects.close()
+    finally:
+        server.kill()
+    return {RATE.name: count / seconds}
+
+
+async def _until(effects: Effects, count: int, said: Callable[[], str]) -> float:
+    """Return the seconds from the last look that found nothing to the first that found everything."""
+    limit = time.monotonic() + LIMIT
+    began, looked = time.perf_counter(), 0.0
+    found = 0
+    while found < count:
+        looked = time.perf_counter()
+        found = effects.count()  # a moment, and nothing else is to be done here
+        if not found:
+            began = looked
+        if time.monotonic() > limit:
+            raise RuntimeError(f"{found} of {count} events took effect in {LIMIT:g} s: {said()}")
+        await asyncio.sleep(LOOK)
+    return looked - began
+
+
+async def start_ours(name: str, nats: str, folder: Path, url: str) -> tuple[Stoppable, Effects, Callable[[], str]]:
+    """Start ``forebay run`` with a consumer, as a user would."""
+    module = f"bench.services.{name}"
+    project = folder / "project"
+    project.mkdir()
+    (project / "forebay.toml").write_text(f'[services]\nedge = []\ncore = ["{module}"]\n')
+    environment = {"PYTHONPATH": PATHS, **({"FOREBAY_STORE": url} if url else {})}
+    process = ServiceProcess(
+        [module],
+        node="core",
+        project=project,
+        data=folder / "data",
+        nats=nats,
+        options=["--log-level", "warning"],
+        environment=environment,
+    )
+    process.start()
+    service = name.replace("_", "-")
+    effects: Effects = (
+        PostgresEffects(url, service) if url else SqliteEffects(folder / "data" / "core" / f"{service}.db")
+    )
+    return process, effects, lambda: process.log.read_text(errors="replace")[-1000:]
+
+
+async def start_peer(
+    module: str, environment: tuple[str, tuple[str, ...]], nats: str, folder: Path, url: str
+) -> tuple[Stoppable, Effects, Callable[[], str]]:
+    """Start a consumer that stands on an inbox table, in an environment of its own."""
+    python = await python_with(environment)
+    place = folder / "books.db"
+    program = Program([python, "-m", module, nats, url or str(place)], folder / "consumer.log")
+    effects: Effects = PostgresEffects(url) if url else SqliteEffects(place)
+
+    def said() -> str:
+        program.check()
+        return program.tail()
+
+    return program, effects, said
+
+
+@asynccontextmanager
+async def _database(folder: Path, postgres: bool) -> AsyncIterator[str]:
+    """Yield the URL of an empty PostgreSQL database, or nothing."""
+    if not postgres:
+        yield ""
+        return
+    try:
+        from forebay.testing.postgres_server import PostgresServer  # only where psycopg is installed
+
+        # Not below the run's folder: the server runs as another user, who has to be able to reach it.
+        server = PostgresServer(settings={"shared_buffers": "128MB"})
+    except (ImportError, ConfigurationError) as error:
+        raise LeftOutError(str(error)) from error
+    server.start()  # from this thread: the server is tied to the thread that made it
+    try:
+        yield server.create_database()
+    finally:
+        server.close()
+
+
+def benchmark(quick: bool) -> Benchmark:
+    """Return the benchmark; ``quick`` only shows that it works."""
+    ours, peers = (2_000, 100) if quick else (200_000, 20_000)
+    ours_postgres, peers_postgres = (1_000, 100) if quick else (50_000, 10_000)
+    single, batch = partial(start_ours, "ledger"), partial(start_ours, "ledger_batch")
+    plain = partial(start_peer, "bench.peers.inbox_nats_py", NATS_PY)
+    faststream = partial(start_peer, "bench.peers.inbox_faststream", FASTSTREAM)
+    columns: dict[str, Run] = {
+        "forebay": partial(measure, single, ours, False),
+        "forebay, batch handler": partial(measure, batch, ours, False),
+        "nats-py": partial(measure, plain, peers, False),
+        "FastStream": partial(measure, faststream, peers, False),
+        "forebay, PostgreSQL": partial(measure, single, ours_postgres, True),
+        "forebay, batch handler, PostgreSQL": partial(measure, batch, ours_postgres, True),
+        "nats-py, PostgreSQL": partial(measure, plain, peers_postgres, True),
+        "FastStream, PostgreSQL": partial(measure, faststream, peers_postgres, True),
+    }
+    goals = (
+        Goal(column="forebay", measure=RATE.name, value=40_000),
+        Goal(column="forebay", measure=RATE.name, value=10, beside="nats-py"),
+        Goal(column="forebay", measure=RATE.name, value=5, beside="FastStream"),
+        Goal(column="forebay, PostgreSQL", measure=RATE.name, value=10, beside="nats-py, PostgreSQL"),
+        Goal(column="forebay, PostgreSQL", measure=RATE.name, value=5, beside="FastStream, PostgreSQL"),
+    )
+    return Benchmark(
+        name="consumption",
+        title="Core: events that take effect exactly once",
+        told=" ".join(_TOLD.split()),
+        measures=(RATE,),
+        columns=columns,
+        goals=goals,
+    )

@@ -1,0 +1,59 @@
+"""Python environments of their own for the peers: made on demand with uv, in ``tmp/bench``, never in the project's."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.contest import LeftOutError
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tmp" / "bench" / "environments"
+
+NATS_PY = ("nats-py", ("nats-py==2.16.0", "psycopg[binary]==3.3.4"))
+FASTSTREAM = ("faststream", ("faststream[nats]==0.7.8", "nats-py==2.16.0", "psycopg[binary]==3.3.4"))
+OUTBOXES = ("outboxes", ("nats-outbox==0.1.0", "sqloutbox==0.6.0", "nats-py==2.16.0"))
+
+
+def find_uv() -> str:
+    """Return the program uv: on PATH, or beside this Python.
+
+    Raises:
+        LeftOutError: there is none.
+    """
+    beside = Path(sys.executable).parent / "uv"
+    if found := shutil.which("uv") or (str(beside) if beside.is_file() else None):
+        return found
+    raise LeftOutError("uv is not installed")
+
+
+async def python_with(environment: tuple[str, Sequence[str]], folder: Path = FOLDER) -> str:
+    """Return the Python of an environment with these packages; made where it is not there or had others.
+
+    Raises:
+        LeftOutError: it cannot be made, for want of a network, say.
+    """
+    name, packages = environment
+    where = folder / name
+    python, made_of = where / "bin" / "python", where / "packages.txt"
+    wanted = "\n".join(packages) + "\n"
+    if python.exists() and made_of.is_file() and made_of.read_text() == wanted:
+        return str(python)
+    uv = find_uv()
+    where.parent.mkdir(parents=True, exist_ok=True)
+    await _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(where))
+    await _run(uv, "pip", "install", "--quiet", "--python", str(python), *packages)
+    made_of.write_text(wanted)
+    return str(python)
+
+
+async def _run(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    if process.returncode:
+        raise LeftOutError(f"{' '.join(command[1:3])} failed: {said.decode(errors='replace').strip()[-300:]}")

@@ -1,0 +1,1 @@
+"""A consumer with a handler for each event."""

@@ -1,0 +1,1 @@
+"""A consumer whose handler gets many events at once."""

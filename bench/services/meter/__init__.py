@@ -1,0 +1,1 @@
+"""An edge service that takes readings over HTTP."""
