@@ -56,7 +56,7 @@ async def measure(start: Start, count: int, postgres: bool, folder: Path) -> dic
     await server.start()
     try:
         async with (
-            _database(folder, postgres) as url,
+            _database(postgres) as url,
             broker(server.url, ["ledger", "ledger-batch"]) as connection,
             Publisher(connection, "EVENTS") as publisher,
         ):
@@ -130,7 +130,7 @@ async def start_peer(
 
 
 @asynccontextmanager
-async def _database(folder: Path, postgres: bool) -> AsyncIterator[str]:
+async def _database(postgres: bool) -> AsyncIterator[str]:
     """Yield the URL of an empty PostgreSQL database, or nothing."""
     if not postgres:
         yield ""

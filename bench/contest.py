@@ -93,7 +93,7 @@ async def hold(benchmark: Benchmark, rounds: int, folder: Path) -> Held:
         for column in order(list(benchmark.columns), number):
             if column in left_out:
                 continue
-            where = folder / f"{benchmark.name}-{number}-{len(list(folder.iterdir()))}"
+            where = folder / f"{benchmark.name}-{number}-{len(list(folder.iterdir()))}"  # noqa: ASYNC240
             where.mkdir(mode=0o755)
             try:
                 found = await benchmark.columns[column](where)
