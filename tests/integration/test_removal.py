@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from forebay.errors import TopologyError
+from forebay.identity import partition_of
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.apply import Request, durables_of
 from forebay.jetstream.topology.removal import listed_consumers, remove_consumer
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
-from tests.integration.rig import apply, connected, door, eventually, open_doors, serving
+from tests.integration.rig import NODE, apply, connected, door, eventually, open_doors, serving
 from tests.integration.test_confirmation import reading
 from tests.services.command_line import forebay
 
@@ -84,3 +88,33 @@ async def test_the_command_removes_and_lists(nats_server: NatsServer, tmp_path: 
     assert done.stdout.startswith("stats is removed, and its durables: stats-0"), done.stderr
     listed = await run(lambda: forebay(tmp_path, "consumers", "ls", "--nats", url))
     assert "moved" in listed.stdout
+
+
+async def test_the_command_shows_partitions_readers_and_lag(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with connected(nats_server.url, node=NODE) as node, connected(nats_server.url, node="core") as core:
+        await apply(node, "audit", "stats")
+        data = tmp_path / "data"
+        async with serving(door(), node, data) as edge, reading(nats_server, data):
+            await edge.store.write(open_doors, 1, 7)
+
+            async def show(name: str) -> dict[int, dict[str, Any]]:
+                command = ("consumers", "show", name, "--nats", nats_server.url, "--data", str(data), "--json")
+                done = await anyio.to_thread.run_sync(lambda: forebay(tmp_path, *command))
+                return {each["partition"]: each for each in msgspec.json.decode(done.stdout)}
+
+            async def arrived() -> bool:
+                return (await stream_state(core, "EVENTS")).last == 7
+
+            await eventually(arrived)
+            mine = partition_of(NODE)
+            read, unread = await show("audit"), (await show("stats"))[mine]
+            assert sorted(read) == list(range(8))
+            assert {each["reader"] for each in read.values()} == {f"process {os.getpid()}"}
+            assert (unread["unprocessed"], unread["lag_events"], unread["ack_floor"]) == (7, 7, 0)
+            assert unread["lag_seconds"] > 0
+            assert unread["reader"] is None
+            assert read[(mine + 1) % 8]["lag_seconds"] == 0
+        unknown = await anyio.to_thread.run_sync(
+            lambda: forebay(tmp_path, "consumers", "show", "nobody", "--nats", nats_server.url)
+        )
+        assert "no durables of a consumer 'nobody'" in unknown.stderr

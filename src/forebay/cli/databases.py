@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from forebay.errors import ConfigurationError, StoreError
+from forebay.identity import PARTITIONS
 from forebay.intent_box import leave_file
 from forebay.stores import postgres_store
 from forebay.transaction import Transaction
@@ -42,6 +43,10 @@ class Found(Protocol):
     @property
     def http(self) -> str | None:
         """Where the process that has it open answers HTTP, as ``host:port``; None where that is not known."""
+        ...
+
+    def readers(self) -> dict[int, str]:
+        """Return the process that reads each partition, as far as one does."""
         ...
 
     def rows(self, statement: str, /, **params: Any) -> list[dict[str, Any]]:
@@ -103,6 +108,13 @@ class FoundFile(NamedTuple):
 
         holder = holder_of(self.path)
         return holder.address or None if holder is not None else None
+
+    def readers(self) -> dict[int, str]:
+        """Return the process that has the file, which reads all partitions."""
+        from forebay.sqlite.lock import holder_of
+
+        holder = holder_of(self.path)
+        return {} if holder is None else dict.fromkeys(range(PARTITIONS), f"process {holder.process}")
 
     def has_table(self, name: str) -> bool:
         """Whether there is a table of this name."""

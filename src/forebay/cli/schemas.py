@@ -13,6 +13,7 @@ from forebay.errors import ConfigurationError, StoreError
 from forebay.intent_box import leave_row
 from forebay.postgres.address import Address, parse_address
 from forebay.postgres.failures import store_error
+from forebay.postgres.locks import READERS, reader_key
 from forebay.postgres.session import connect
 from forebay.postgres.transaction import PostgresTransaction
 from forebay.transaction import Transaction
@@ -35,6 +36,11 @@ class FoundSchema:
     def rows(self, statement: str, /, **params: Any) -> list[dict[str, Any]]:
         """Run a query on a snapshot. Raises ``StoreError``."""
         return [dict(row) for row in self.read(lambda tx: tx.execute(statement, **params)) or []]
+
+    def readers(self) -> dict[int, str]:
+        """Return the process that reads each partition, by the session that holds its lock."""
+        rows = self.rows(READERS, key=reader_key(self.service))
+        return {row["partition"]: row["process"].rpartition(" ")[2] for row in rows}
 
     @property
     def reads(self) -> bool:

@@ -26,7 +26,7 @@ class SessionLocks:
     """
 
     def __init__(self, schema: str) -> None:
-        self._reader = _key(f"forebay reader {schema}")
+        self._reader = reader_key(schema)
         self._member = _key(f"forebay member {schema}")
         self._charge = _key(f"forebay charge {schema}")
 
@@ -65,6 +65,19 @@ class SessionLocks:
             "select pg_try_advisory_lock($1::integer, $2::integer) as taken", [_signed(key), number]
         ).fetchone()
         return bool(row and row["taken"])
+
+
+READERS = """
+    select l.objid::bigint as partition, a.application_name as process
+    from pg_locks l join pg_stat_activity a on a.pid = l.pid
+    where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.classid::bigint = :key
+      and l.database = (select oid from pg_database where datname = current_database())"""
+"""Which process reads which partition, for people; ``key`` is what ``reader_key`` returns."""
+
+
+def reader_key(schema: str) -> int:
+    """Return the first half of the keys of a schema's locks of partitions, as ``pg_locks`` shows it."""
+    return _key(f"forebay reader {schema}")
 
 
 def _key(text: str) -> int:
