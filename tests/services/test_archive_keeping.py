@@ -13,14 +13,14 @@ from pyarrow import parquet
 
 from core.archive.event import now
 from core.archive.export import DAY, MANIFEST, export_part, read_manifest
-from core.archive.retention import Limits
+from core.archive.retention import Limits, candidates
 from core.archive.upkeep import Settings, export_days, look_after, trim
 from forebay import Service, UnitOfWork
 from forebay.closing import DELETED
 from forebay.errors import ConfigurationError, LinkError
 from forebay.gaps import recorded
 from forebay.intents import RebuildProjection
-from forebay.needs import ask_all
+from forebay.needs import ask_all, needs
 from forebay.outbox import Outbox
 from forebay.protocol.needs import EpochNeed
 from forebay.testing.nats_server import NatsServer
@@ -132,6 +132,36 @@ async def test_nothing_goes_that_a_consumer_needs_that_is_not_exported_or_that_i
         assert await known.store.read(export_part, tmp_path / "export", now() - 7 * DAY) is not None
         assert await trim(at_work(known), exporting) == 2
         assert await places(known) == [9, 10, 11, 12, 13]
+
+
+async def test_i7_a_foreign_event_stays_for_a_week_whatever_the_limits(tmp_path: Path) -> None:
+    def made_foreign(tx: UnitOfWork, days: float) -> None:
+        tx.execute(
+            "update archived set epoch = null, sequence = null, foreign_id = 'theirs', archived_at = :at where id = 2",
+            at=now() - int(days * DAY),
+        )
+
+    async with archive_with(tmp_path, {10: 3}) as known:
+        await known.store.write(made_foreign, 6.9)
+        assert [each.id for each in await known.store.read(candidates, Limits(keep=86400.0))] == [1]
+        await known.store.write(made_foreign, 7.1)
+        assert [each.id for each in await known.store.read(candidates, Limits(keep=86400.0))] == [1, 2, 3]
+
+
+async def test_b7_a_place_that_wants_its_body_is_needed_of_the_archive(tmp_path: Path) -> None:
+    def wanting(tx: UnitOfWork) -> None:
+        tx.execute("update forebay_store set archive_taken_at = 1")
+        tx.execute("update forebay_inbox set wanted = '[[2,2]]'")
+
+    async with archive_with(tmp_path, {1: 3}) as known:
+        ((node, service),) = {
+            (row["node"], row["service"]) for row in await known.rows("select node, service from archived")
+        }
+        asked = [EpochNeed(node, service, OLD, 3)]
+        assert (await known.store.read(needs, [service], asked)).everything, "it has not begun"
+        await known.store.write(wanting)
+        assert (await known.store.read(needs, [service], asked)).done == [1]
+        assert (await known.store.read(needs, ["another"], asked)).done == [3]
 
 
 async def test_a_database_that_is_too_large_loses_its_oldest_and_gives_the_room_back(tmp_path: Path) -> None:

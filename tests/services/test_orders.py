@@ -142,6 +142,11 @@ async def test_an_order_that_is_reserved_and_paid_is_confirmed(shop: Shop) -> No
     assert await shop.status() == ("confirmed", None)
     assert await shop.events() == ["order-placed", "payment-taken", "order-confirmed"]
     assert [tuple(each) for each in stand_in.accounts().values()] == [(500, 1, 0)]
+    emitted = await shop.core.rows("select kind, cause from forebay_outbox where cause like 'payment:%' order by cause")
+    assert [(row["kind"], row["cause"].split("/")[0], row["cause"].split("/")[2]) for row in emitted] == [
+        ("payment-taken", "payment:o-1:taken", "0"),
+        ("order-confirmed", "payment:o-1:taken", "1"),
+    ], "a restored store that hears it again has no second effect (B5)"
 
 
 async def test_a_store_that_has_too_little_ends_the_order(shop: Shop) -> None:
