@@ -14,9 +14,14 @@ async def test_work_that_fails_is_repeated_after_a_pause_that_begins_anew_after_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     happened: list[str] = []
-    monkeypatch.setattr(Backoff, "next", lambda _: happened.append("pause") or 0.0)
+
+    def pause(_: Backoff) -> float:
+        happened.append("pause")
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "next", pause)
     monkeypatch.setattr(Backoff, "reset", lambda _: happened.append("anew"))
-    outcomes = [True, ZeroDivisionError(), ZeroDivisionError(), False]
+    outcomes: list[bool | Exception] = [True, ZeroDivisionError(), ZeroDivisionError(), False]
 
     async def work() -> bool:
         outcome = outcomes.pop(0)
