@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup up test test-postgres strace faults check format clean image test-image
+.PHONY: setup up test test-postgres strace faults bench check format clean image test-image
 
 setup: .venv/.ready
 
@@ -34,6 +34,10 @@ strace:
 faults: setup strace
 	$(BIN)/python -m tests.faults $(ARGS)
 	$(BIN)/python -m tests.simulation -n 100000 -j 2
+
+# Hours, on a machine that does nothing else; ARGS=--quick shows in a minute or two that everything works.
+bench: setup
+	$(BIN)/python -m bench.suite $(if $(findstring --quick,$(ARGS)),,--publish) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 NODES = 64
-LIMIT = 900.0
+LIMIT = 240.0
 """Seconds after which a column is given up, and the run with it."""
 LOOK = 0.005
 """Seconds between two looks at a consumer's database."""

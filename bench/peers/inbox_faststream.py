@@ -6,7 +6,6 @@ python -m bench.peers.inbox_faststream NATS-URL DATABASE
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from typing import Any
 
@@ -28,9 +27,9 @@ async def consume(url: str, place: str) -> None:
     )
 
     inbox = open_inbox(place)
-    broker: Any = NatsBroker(url, log_level=logging.WARNING)
+    broker: Any = NatsBroker(url, logger=None)  # it would log every message
 
-    async def enter(body: bytes, message: Any) -> None:
+    async def enter(body: dict[str, Any], message: Any) -> None:
         inbox.apply(message.headers["Nats-Msg-Id"], message.raw_message.subject, body)
 
     enter.__annotations__["message"] = NatsMessage  # what FastStream injects it by
@@ -41,7 +40,7 @@ async def consume(url: str, place: str) -> None:
         pull_sub=PullSub(batch_size=FETCH),
         ack_policy=AckPolicy.NACK_ON_ERROR,
     )(enter)
-    await FastStream(broker).run(log_level=logging.WARNING)
+    await FastStream(broker, logger=None).run()
 
 
 if __name__ == "__main__":

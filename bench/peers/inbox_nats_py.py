@@ -6,6 +6,7 @@ python -m bench.peers.inbox_nats_py NATS-URL DATABASE
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from typing import Any
 
@@ -29,7 +30,7 @@ async def consume(url: str, place: str) -> None:
         except nats.errors.TimeoutError:
             continue
         for message in messages:
-            inbox.apply(message.headers["Nats-Msg-Id"], message.subject, message.data)
+            inbox.apply(message.headers["Nats-Msg-Id"], message.subject, json.loads(message.data))
             await message.ack()
 
 

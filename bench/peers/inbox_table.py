@@ -6,7 +6,6 @@ as it comes: both have a message on disk before it is acknowledged, as forebay's
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 class InboxTable(Protocol):
     """Where messages take effect."""
 
-    def apply(self, message_id: str, subject: str, body: bytes) -> None:
+    def apply(self, message_id: str, subject: str, event: dict[str, Any]) -> None:
         """Let a message take effect unless it has; on disk when this returns."""
 
 
@@ -30,14 +29,14 @@ class SqliteInbox:
             " number integer not null, cents integer not null) strict;"
         )
 
-    def apply(self, message_id: str, subject: str, body: bytes) -> None:
+    def apply(self, message_id: str, subject: str, event: dict[str, Any]) -> None:
         """See ``InboxTable``."""
         execute = self._database.execute
         execute("begin immediate")
         try:
             known = execute("insert into inbox values (?) on conflict do nothing", (message_id,)).rowcount == 0
             if not known:
-                execute("insert into effect (node, number, cents) values (?, ?, ?)", _effect(subject, body))
+                execute("insert into effect (node, number, cents) values (?, ?, ?)", _effect(subject, event))
         except BaseException:
             execute("rollback")
             raise
@@ -58,13 +57,13 @@ class PostgresInbox:
         )
         self._connection.commit()
 
-    def apply(self, message_id: str, subject: str, body: bytes) -> None:
+    def apply(self, message_id: str, subject: str, event: dict[str, Any]) -> None:
         """See ``InboxTable``."""
         with self._connection.transaction():
             insert = "insert into inbox values (%s) on conflict do nothing"
             if self._connection.execute(insert, (message_id,)).rowcount:
                 effect = "insert into effect (node, number, cents) values (%s, %s, %s)"
-                self._connection.execute(effect, _effect(subject, body))
+                self._connection.execute(effect, _effect(subject, event))
 
 
 def open_inbox(place: str) -> InboxTable:
@@ -72,6 +71,5 @@ def open_inbox(place: str) -> InboxTable:
     return PostgresInbox(place) if place.startswith("postgresql:") else SqliteInbox(place)
 
 
-def _effect(subject: str, body: bytes) -> tuple[str, int, int]:
-    event = json.loads(body)
+def _effect(subject: str, event: dict[str, Any]) -> tuple[str, int, int]:
     return subject.split(".")[2], event["number"], event["cents"]
