@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import consumption
+from bench import consumption, edge_writes
 from bench.contest import Benchmark, hold
 from bench.disk import fsync_ms
 from bench.effects import EffectsError
@@ -40,6 +40,7 @@ ROUNDS = 5
 
 BENCHMARKS: dict[str, Callable[[bool], Benchmark]] = {
     "consumption": consumption.benchmark,
+    "edge-writes": edge_writes.benchmark,
 }
 
 PACKAGES = ("forebay", "litestar", "uvicorn", "nats-py", "psycopg")
