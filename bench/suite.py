@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import consumption, edge_writes
+from bench import consumption, draining, edge_writes
 from bench.contest import Benchmark, hold
 from bench.disk import fsync_ms
 from bench.effects import EffectsError
@@ -41,6 +41,7 @@ ROUNDS = 5
 BENCHMARKS: dict[str, Callable[[bool], Benchmark]] = {
     "consumption": consumption.benchmark,
     "edge-writes": edge_writes.benchmark,
+    "draining": draining.benchmark,
 }
 
 PACKAGES = ("forebay", "litestar", "uvicorn", "nats-py", "psycopg")
