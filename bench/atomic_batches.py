@@ -79,5 +79,7 @@ def _encode(messages: Sequence[Outgoing]) -> bytes:
         head = f"NATS/1.0\r\n{lines}\r\n".encode()
         reply = b" answer" if at in (1, len(messages)) else b""
         size = len(head) + len(message.body)
-        parts.append(b"HPUB %b%b %d %d\r\n%b%b\r\n" % (message.subject.encode(), reply, len(head), size, head, message.body))
+        parts.append(
+            b"HPUB %b%b %d %d\r\n%b%b\r\n" % (message.subject.encode(), reply, len(head), size, head, message.body)
+        )
     return b"".join(parts)

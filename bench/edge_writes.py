@@ -112,9 +112,7 @@ async def peer(kind: str, folder: Path) -> AsyncIterator[tuple[int, Callable[[],
         program.kill()
 
 
-Serving = Callable[
-    [Path], contextlib.AbstractAsyncContextManager[tuple[int, Callable[[], dict[str, list[int]]]]]
-]
+Serving = Callable[[Path], contextlib.AbstractAsyncContextManager[tuple[int, Callable[[], dict[str, list[int]]]]]]
 
 
 async def measure(serving: Serving, seconds: float, folder: Path) -> dict[str, float]:

@@ -147,9 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=1, help="the first number")
     parser.add_argument("--acknowledged", type=Path, help="where the acknowledged numbers go, as 64-bit integers")
     options = parser.parse_args(arguments)
-    load, numbers = asyncio.run(
-        run(options.port, options.connections, options.seconds, options.warm_up, options.first)
-    )
+    load, numbers = asyncio.run(run(options.port, options.connections, options.seconds, options.warm_up, options.first))
     if options.acknowledged:
         options.acknowledged.write_bytes(numbers.tobytes())
     print(msgspec.json.encode(load).decode())

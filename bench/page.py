@@ -90,7 +90,7 @@ def _goals(held: Held) -> Iterator[str]:
     lines = []
     for goal in held.goals:
         of = f"{goal.measure}, {goal.column}"
-        times = "×" if goal.beside else next(each.unit for each in held.measures if each.name == goal.measure)
+        times = "×" if goal.beside else next(each.unit for each in held.measures if each.name == goal.measure)  # noqa: RUF001 - the sign is meant
         than = f" beside {goal.beside}" if goal.beside else ""
         found = reached(held, goal)
         if found is None:

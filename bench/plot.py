@@ -26,8 +26,10 @@ def bars(title: str, unit: str, columns: Mapping[str, Spread], ours: str = "fore
     room = WIDTH - LABEL - VALUE
     height = TOP + STEP * len(columns) + 6
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-        f' role="img" font-family="sans-serif" font-size="12" fill="{INK}">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+            f' role="img" font-family="sans-serif" font-size="12" fill="{INK}">'
+        ),
         f"<title>{escape(title)}</title>",
         f'<text x="0" y="16" font-weight="bold">{escape(title)} ({escape(unit)})</text>',
     ]

@@ -1,8 +1,8 @@
 """What a durable write over HTTP is measured beside: ``python -m bench.peers.http_server KIND PORT DATABASE``.
 
-``nothing``: a Litestar handler that decodes and answers, and stores nothing. ``commit``: the same handler with an insert
-and a commit (WAL, ``synchronous=FULL``) for each request, off the event loop as Litestar's documentation has it for
-what blocks. ``bytes``: no HTTP server at all, the same answer to whatever comes: the load generator's own limit.
+``nothing``: a Litestar handler that decodes and answers, and stores nothing. ``commit``: the same handler with an
+insert and a commit (WAL, ``synchronous=FULL``) for each request, off the event loop as Litestar's documentation has it
+for what blocks. ``bytes``: no HTTP server at all, the same answer to whatever comes: the load generator's own limit.
 """
 
 from __future__ import annotations
