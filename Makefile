@@ -36,6 +36,7 @@ strace:
 
 faults: setup strace
 	$(BIN)/python -m tests.faults $(ARGS)
+	$(BIN)/pytest -m campaign tests/faults
 	$(BIN)/python -m tests.simulation -n 100000 -j 2
 
 # Hours, on a machine that does nothing else; ARGS=--quick shows in a minute or two that everything works.

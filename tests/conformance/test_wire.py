@@ -185,7 +185,7 @@ def test_headers_of_a_later_release_are_passed_over() -> None:
 async def test_a_service_that_emits_writes_the_golden_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From ``tx.emit`` to the headers: the second event of a second epoch."""
     epochs = iter(EPOCHS)
-    monkeypatch.setattr("forebay.outbox.new_epoch", lambda _: next(epochs))
+    monkeypatch.setattr("forebay.drafts.new_epoch", lambda _: next(epochs))
 
     def unit(tx: UnitOfWork) -> None:
         tx.emit(SaleRecorded(basket="1", cents=1), time=TIME)
