@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -25,21 +24,21 @@ if os.getppid() == int(sys.argv[1]):
 class Program:
     """One child process; its output goes to a log."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
         """Start it.
 
         Args:
             command: an absolute path and arguments.
             log: where its output goes.
             environment: variables beside those of this process.
+            folder: in which it is started; the log's if None.
         """
         self.log = log
-        self.began = asyncio.get_running_loop().time()
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
                 env={**os.environ, "PYTHONPATH": PATHS, **(environment or {})},
-                cwd=log.parent,
+                cwd=folder or log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -62,6 +61,11 @@ class Program:
     def tail(self) -> str:
         """Return the end of its log, in a line."""
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-6:])
+
+    def stop(self, limit: float = 60.0) -> None:
+        """End it as an operator would (SIGTERM). Raises ``subprocess.TimeoutExpired``."""
+        self._process.terminate()
+        self._process.wait(limit)
 
     def kill(self) -> None:
         """End it at once (SIGKILL)."""

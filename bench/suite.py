@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import consumption, draining, edge_writes
+from bench import consumption, draining, edge_writes, footprint, latency
 from bench.contest import Benchmark, hold
 from bench.disk import fsync_ms
 from bench.effects import EffectsError
@@ -42,6 +42,8 @@ BENCHMARKS: dict[str, Callable[[bool], Benchmark]] = {
     "consumption": consumption.benchmark,
     "edge-writes": edge_writes.benchmark,
     "draining": draining.benchmark,
+    "latency": latency.benchmark,
+    "footprint": footprint.benchmark,
 }
 
 PACKAGES = ("forebay", "litestar", "uvicorn", "nats-py", "psycopg")
