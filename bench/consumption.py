@@ -63,7 +63,7 @@ async def measure(start: Start, count: int, postgres: bool, folder: Path) -> dic
             await publish(publisher, Fleet(NODES).make(count))
             process, effects, said = await start(server.url, folder, url)
             try:
-                seconds = await _until(effects, count, said)
+                seconds = await until_all(effects, count, said)
             finally:
                 process.kill()
             check_once(effects.numbers(), range(count))
@@ -73,7 +73,7 @@ async def measure(start: Start, count: int, postgres: bool, folder: Path) -> dic
     return {RATE.name: count / seconds}
 
 
-async def _until(effects: Effects, count: int, said: Callable[[], str]) -> float:
+async def until_all(effects: Effects, count: int, said: Callable[[], str]) -> float:
     """Return the seconds from the last look that found nothing to the first that found everything."""
     limit = time.monotonic() + LIMIT
     began, looked = time.perf_counter(), 0.0

@@ -30,8 +30,15 @@ def find_uv() -> str:
     raise LeftOutError("uv is not installed")
 
 
-async def python_with(environment: tuple[str, Sequence[str]], folder: Path = FOLDER) -> str:
+async def python_with(
+    environment: tuple[str, Sequence[str]], folder: Path = FOLDER, *, fresh: Sequence[str] = ()
+) -> str:
     """Return the Python of an environment with these packages; made where it is not there or had others.
+
+    Args:
+        environment: its name, and what is installed there.
+        folder: where environments are.
+        fresh: packages that are installed again each time: those of this very project.
 
     Raises:
         LeftOutError: it cannot be made, for want of a network, say.
@@ -40,12 +47,13 @@ async def python_with(environment: tuple[str, Sequence[str]], folder: Path = FOL
     where = folder / name
     python, made_of = where / "bin" / "python", where / "packages.txt"
     wanted = "\n".join(packages) + "\n"
-    if python.exists() and made_of.is_file() and made_of.read_text() == wanted:
+    if python.exists() and made_of.is_file() and made_of.read_text() == wanted and not fresh:
         return str(python)
     uv = find_uv()
+    again = [option for package in fresh for option in ("--reinstall-package", package)]
     where.parent.mkdir(parents=True, exist_ok=True)
     await _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(where))
-    await _run(uv, "pip", "install", "--quiet", "--python", str(python), *packages)
+    await _run(uv, "pip", "install", "--quiet", "--python", str(python), *again, *packages)
     made_of.write_text(wanted)
     return str(python)
 

@@ -41,7 +41,7 @@ connected to the same broker, 20 messages in its stream; it runs no service: wha
 
 async def edge(idle: float, folder: Path) -> dict[str, float]:
     """Measure an edge process."""
-    python = Path(await python_with(("edge", (f"{ROOT}[edge]",))))
+    python = Path(await python_with(("edge", (f"{ROOT}[edge]",)), fresh=("forebay",)))
     packages = next((FOLDER / "edge" / "lib").glob("python*")) / "site-packages"
     server = NatsServer(folder / "nats", sync_interval="2m")
     await server.start()

@@ -24,7 +24,13 @@ if os.getppid() == int(sys.argv[1]):
 class Program:
     """One child process; its output goes to a log."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Start it.
 
         Args:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import consumption, draining, edge_writes, footprint, latency
+from bench import consumption, draining, edge_writes, footprint, growth, latency
 from bench.contest import Benchmark, hold
 from bench.disk import fsync_ms
 from bench.effects import EffectsError
@@ -44,12 +44,13 @@ BENCHMARKS: dict[str, Callable[[bool], Benchmark]] = {
     "draining": draining.benchmark,
     "latency": latency.benchmark,
     "footprint": footprint.benchmark,
+    "growth": growth.benchmark,
 }
 
 PACKAGES = ("forebay", "litestar", "uvicorn", "nats-py", "psycopg")
 
 
-async def measure(names: Sequence[str], rounds: int, quick: bool, folder: Path) -> Results:
+async def measure(names: Sequence[str], rounds: int, quick: bool, folder: Path, most: int = growth.MOST) -> Results:
     """Run benchmarks one after the other.
 
     Raises:
@@ -58,7 +59,8 @@ async def measure(names: Sequence[str], rounds: int, quick: bool, folder: Path) 
     found = []
     for name in names:
         print(f"{name}:", file=sys.stderr, flush=True)
-        found.append(await hold(BENCHMARKS[name](quick), rounds, folder))
+        made = growth.benchmark(quick, most) if name == "growth" else BENCHMARKS[name](quick)
+        found.append(await hold(made, rounds, folder))
     return Results(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -78,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one round at small sizes; writes no JSON unless told to")
     parser.add_argument("--rounds", type=int, help=f"of each column ({ROUNDS})")
     parser.add_argument("--only", action="append", choices=list(BENCHMARKS), help="only this one; may be repeated")
+    parser.add_argument("--most", type=int, default=growth.MOST, help="events of the largest archive (1,000,000)")
     parser.add_argument("--json", type=Path, help=f"where the results go ({RESULTS.relative_to(ROOT)})")
     parser.add_argument("--from", dest="kept", type=Path, metavar="JSON", help="run nothing, show what a run kept")
     parser.add_argument("--publish", action="store_true", help="put tables and pictures into docs/performance.md")
@@ -93,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             WORK.mkdir(parents=True, exist_ok=True)  # on the project's disk: a temporary folder may be memory
             with tempfile.TemporaryDirectory(prefix="run-", dir=WORK) as folder:
-                results = asyncio.run(measure(options.only or list(BENCHMARKS), rounds, options.quick, Path(folder)))
+                results = asyncio.run(
+                    measure(options.only or list(BENCHMARKS), rounds, options.quick, Path(folder), options.most)
+                )
             path = options.json or (None if options.quick else RESULTS)
             if path is not None:
                 if options.only and path.exists():
