@@ -90,10 +90,10 @@ async def hold(benchmark: Benchmark, rounds: int, folder: Path) -> Held:
     values: dict[str, dict[str, list[float]]] = {}
     left_out: dict[str, str] = {}
     for number in range(rounds):
-        for column in order(list(benchmark.columns), number):
+        for at, column in enumerate(order(list(benchmark.columns), number)):
             if column in left_out:
                 continue
-            where = folder / f"{benchmark.name}-{number}-{len(list(folder.iterdir()))}"  # noqa: ASYNC240
+            where = folder / f"{benchmark.name}-{number}-{at}"
             where.mkdir(mode=0o755)
             try:
                 found = await benchmark.columns[column](where)

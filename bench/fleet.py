@@ -71,7 +71,13 @@ async def publish(publisher: Publisher, messages: Sequence[Outgoing]) -> None:
 
 @asynccontextmanager
 async def broker(url: str, consumers: Iterable[str], service: str = "meter") -> AsyncIterator[Connection]:
-    """Connect to a broker and create the streams there, with durables for these consumers of a service's events, ``*`` for all."""
+    """Connect to a broker and create the streams there.
+
+    Args:
+        url: of the broker.
+        consumers: which get durables.
+        service: whose events they need; ``*`` for all.
+    """
     connection = Connection(ConnectionConfig(servers=[url], name="fleet", inbox_prefix="_INBOX_fleet"))
     failed: Exception | None = None
     async with anyio.create_task_group() as tasks:

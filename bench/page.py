@@ -11,6 +11,7 @@ from bench.plot import bars, number
 from bench.results_file import Results
 from bench.spread import Spread, ratio, spread
 
+TIMES = "\N{MULTIPLICATION SIGN}"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
@@ -90,7 +91,7 @@ def _goals(held: Held) -> Iterator[str]:
     lines = []
     for goal in held.goals:
         of = f"{goal.measure}, {goal.column}"
-        times = "×" if goal.beside else next(each.unit for each in held.measures if each.name == goal.measure)  # noqa: RUF001 - the sign is meant
+        times = TIMES if goal.beside else next(each.unit for each in held.measures if each.name == goal.measure)
         than = f" beside {goal.beside}" if goal.beside else ""
         found = reached(held, goal)
         if found is None:

@@ -26,10 +26,8 @@ def bars(title: str, unit: str, columns: Mapping[str, Spread], ours: str = "fore
     room = WIDTH - LABEL - VALUE
     height = TOP + STEP * len(columns) + 6
     lines = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-            f' role="img" font-family="sans-serif" font-size="12" fill="{INK}">'
-        ),
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+        f'<g role="img" font-family="sans-serif" font-size="12" fill="{INK}">',
         f"<title>{escape(title)}</title>",
         f'<text x="0" y="16" font-weight="bold">{escape(title)} ({escape(unit)})</text>',
     ]
@@ -44,7 +42,7 @@ def bars(title: str, unit: str, columns: Mapping[str, Spread], ours: str = "fore
             f'<path d="M{left:.1f} {middle}H{right:.1f}M{left:.1f} {y + 4}v8M{right:.1f} {y + 4}v8" stroke="{INK}"/>',
             f'<text x="{right + 8:.1f}" y="{middle + 4}">{number(each.median)}</text>',
         ]
-    return "\n".join([*lines, "</svg>"]) + "\n"
+    return "\n".join([*lines, "</g>", "</svg>"]) + "\n"
 
 
 def number(value: float) -> str:
