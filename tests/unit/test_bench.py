@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.contest import Benchmark, Goal, Held, LeftOutError, Measure, hold, order
+from bench.contest import Benchmark, Goal, Held, LeftOutError, Measure, Run, hold, order
 from bench.disk import fsync_ms
 from bench.effects import EffectsError, SqliteEffects, check_once
 from bench.environments import python_with
@@ -119,13 +119,13 @@ def test_every_column_comes_first_once() -> None:
     ]
 
 
-async def test_rounds_are_interleaved_each_in_an_empty_folder(tmp_path: Path) -> None:
+async def test_rounds_are_interleaved_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
     ran: list[str] = []
+    folders: set[Path] = set()
 
-    def column(name: str):  # noqa: ANN202
+    def column(name: str) -> Run:
         async def measure(folder: Path) -> dict[str, float]:
-            assert not list(folder.iterdir())
-            (folder / "left").touch()
+            folders.add(folder)
             ran.append(name)
             if name == "absent":
                 raise LeftOutError("it is not installed")
@@ -137,6 +137,7 @@ async def test_rounds_are_interleaved_each_in_an_empty_folder(tmp_path: Path) ->
     benchmark = Benchmark(name="trial", title="A trial", told="", measures=(RATE,), columns=columns)
     held = await hold(benchmark, 2, tmp_path)
     assert ran == ["forebay", "a peer", "absent", "a peer", "forebay"]
+    assert len(folders) == len(ran)
     assert held.values == {"forebay": {"events": [1.0, 5.0]}, "a peer": {"events": [2.0, 4.0]}}
     assert held.left_out == {"absent": "it is not installed"}
 
@@ -164,7 +165,7 @@ def test_the_table_has_a_row_for_each_column() -> None:
         "| forebay | 600 (300 to 900) | 5.00 (4.00 to 6.00) |\n| a peer | 100 (100 to 300) |  |"
     )
     said = markdown(results())
-    assert "- events, forebay beside a peer: 3.00 (3.00 to 6.00) ×, goal 3.00: reached" in said
+    assert "- events, forebay beside a peer: 3.00 (3.00 to 6.00) \N{MULTIPLICATION SIGN}, goal 3.00: reached" in said
     assert "- events, forebay: 600 (300 to 900) events/s, goal 1,000: **missed**" in said
     assert "goal 1.00 events/s, not measured" in said
     assert "Left out, absent: it is not installed" in said
