@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import psycopg
 import pytest
 
@@ -29,6 +30,7 @@ from tests.faults.checker import check, summary
 from tests.faults.history import ConsumerState, Effect, History, Write
 from tests.integration.rig import apply, connected, door, eventually, open_doors, serving
 from tests.integration.test_groups import NODES
+from tests.services.command_line import forebay
 
 MEMBERS = 4
 SILENCE = 40.0
@@ -111,6 +113,18 @@ class Group:
     async def reaches_all(self, count: int) -> bool:
         """Whether every node's events up to a number took effect."""
         return {row["node"] for row in self.rows("audit") if row["number"] >= count} == set(NODES)
+
+    async def shows_two_partitions_each(self, nats: str, folder: Path) -> bool:
+        """Whether the command line shows that every partition has a reader, and each process two of them."""
+        arguments = ("consumers", "show", "audit", "--nats", nats, "--json")
+        run = partial(forebay, folder, *arguments, FOREBAY_STORE=self._url)
+        done = await anyio.to_thread.run_sync(run)
+        assert done.returncode == 0, done.stderr
+        readers = Counter(each["reader"] for each in msgspec.json.decode(done.stdout))
+        pids = {f"{each.pid}" for each in self.members}
+        return {reader.rpartition("/")[2]: count for reader, count in readers.items() if reader} == dict.fromkeys(
+            pids, 2
+        )
 
     async def complete(self) -> bool:
         """Whether everything took effect, here and at the end of the chain."""
@@ -212,6 +226,7 @@ async def test_four_processes_share_the_work_and_none_is_missed_s7(
 ) -> None:
     async with group(nats_server, postgres_server, tmp_path) as found:
         await eventually(partial(found.reaches_all, 5), 60)
+        await eventually(partial(found.shows_two_partitions_each, nats_server.url, tmp_path), 60, every=0.5)
         await shake(found, 2)
         judge(found)
 
