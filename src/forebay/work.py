@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from threading import Lock
 from types import CoroutineType
 from typing import Any, Protocol
 
-from forebay.errors import StoreError
+from forebay.errors import OutcomeUnknownError, StoreClosedError, StoreError
 from forebay.transaction import Transaction
+
+GROUP_LIMIT = 64
+"""Units of work that share one COMMIT at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +100,69 @@ def fail_all(batch: Sequence[Work], make: Callable[[], Exception], cause: Except
         error = make()
         error.__cause__ = cause
         work.fail(error)
+
+
+class WorkQueue:
+    """What waits for a writing thread, in the order in which it was submitted.
+
+    It never waits for a group to fill: while one group is synced to disk the next one gathers.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._lock = Lock()
+        self._closed = False
+
+    def submit(self, work: Work) -> None:
+        """Queue ``work``. From any thread. Raises ``StoreClosedError`` after ``stop`` or ``end``."""
+        with self._lock:
+            if self._closed:
+                raise StoreClosedError("the store is closed")
+            self._queue.put(work)
+
+    def stop(self) -> None:
+        """Take no more; what is queued is still taken. From any thread."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._queue.empty()
+
+    def take(self, timeout: float | None = None) -> list[Work] | None:
+        """Wait for a unit and return it with those that wait behind it, ``GROUP_LIMIT`` at most.
+
+        Returns:
+            None at the end, and nothing after ``timeout`` seconds.
+        """
+        try:
+            first = self._queue.get(timeout=timeout)
+        except Empty:
+            return []
+        if first is None:
+            return None
+        works = [first]
+        with suppress(Empty):
+            while len(works) < GROUP_LIMIT:
+                work = self._queue.get_nowait()
+                if work is None:
+                    self._queue.put(None)  # nothing can stand behind it
+                    break
+                works.append(work)
+        return works
+
+    def end(self, works: list[Work]) -> None:
+        """Take no more, and fail what was taken and not answered, and what still waits: the thread is at its end."""
+        with self._lock:
+            self._closed = True
+            while not self._queue.empty():
+                if (work := self._queue.get()) is not None:
+                    works.append(work)
+        for work in works:
+            died = OutcomeUnknownError if work.started else StoreClosedError
+            work.fail(died("the store's thread was ended by a unit of work"))
 
 
 class Answers:

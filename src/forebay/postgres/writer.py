@@ -7,8 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 from typing import TypeVar
 from uuid import uuid4
 
@@ -16,18 +15,15 @@ import psycopg
 
 from forebay.backoff import Backoff
 from forebay.crash_points import reach
-from forebay.errors import ForebayError, OutcomeUnknownError, StoreClosedError, StoreError
+from forebay.errors import ForebayError, StoreError
 from forebay.postgres.address import Address
 from forebay.postgres.failures import store_error
 from forebay.postgres.group import Group
 from forebay.postgres.readers import Readers
 from forebay.postgres.session import WRITER, Backend, Connection, check, connect, end_backend
-from forebay.work import Answers, Work, settle
+from forebay.work import Answers, Work, WorkQueue, settle
 
 T = TypeVar("T")
-
-GROUP_LIMIT = 64
-"""Units of work that share one COMMIT at most."""
 
 TICK = 1.0
 """Seconds between looks after the session while nothing is written."""
@@ -73,9 +69,7 @@ class Writer:
         self._readers = readers
         self._prepare = prepare
         self._answers = Answers()
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
-        self._lock = Lock()
-        self._closed = False
+        self._queue = WorkQueue()
         self._connection: Connection | None = None
         self._backoff = Backoff(first=0.2, most=LONGEST_PAUSE)
         self._connect_at = 0.0
@@ -105,10 +99,7 @@ class Writer:
         Raises:
             StoreClosedError: ``stop`` was called, or the thread has died.
         """
-        with self._lock:
-            if self._closed:
-                raise StoreClosedError("the store is closed")
-            self._queue.put(work)
+        self._queue.submit(work)
 
     async def beside(self, task: Callable[[Connection], T]) -> T:
         """Run ``task`` with the session on the writer's thread, between two groups, outside a transaction.
@@ -122,10 +113,7 @@ class Writer:
 
     def stop(self) -> None:
         """Take no more units; the thread ends after those that are queued."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
+        self._queue.stop()
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the event loop after commits; return a function that ends it."""
@@ -142,30 +130,12 @@ class Writer:
                 self._answers.call(settle, opened, error)
                 return
             self._answers.call(settle, opened, None)
-            while (works := self._take()) is not None:
+            while (works := self._queue.take(max(0.0, self._looked_at + TICK - time.monotonic()))) is not None:
                 self._run_all(works)
                 if self._looked_at + TICK <= time.monotonic():
                     self._look()
         finally:
             self._end(works or [])
-
-    def _take(self) -> list[Work] | None:
-        """Wait for a unit and return it with those that wait behind it; none after a while, None at the end."""
-        try:
-            first = self._queue.get(timeout=max(0.0, self._looked_at + TICK - time.monotonic()))
-        except Empty:
-            return []
-        if first is None:
-            return None
-        works = [first]
-        with suppress(Empty):
-            while len(works) < GROUP_LIMIT:
-                work = self._queue.get_nowait()
-                if work is None:
-                    self._queue.put(None)  # nothing can stand behind it
-                    break
-                works.append(work)
-        return works
 
     def _run_all(self, works: list[Work]) -> None:
         """Run groups, and what is to run beside them, in their order."""
@@ -278,14 +248,7 @@ class Writer:
 
     def _end(self, works: list[Work]) -> None:
         """Close everything and answer whoever still waits, also when a unit killed the thread."""
-        with self._lock:
-            self._closed = True
-            while not self._queue.empty():
-                if (work := self._queue.get()) is not None:
-                    works.append(work)
-        for work in works:
-            died = OutcomeUnknownError if work.started else StoreClosedError
-            work.fail(died("the store's thread was ended by a unit of work"))
+        self._queue.end(works)
         self._answers.give(works)
         self._readers.close(CLOSE_GRACE)
         self._close_connection()

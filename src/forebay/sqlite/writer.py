@@ -7,12 +7,11 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 from uuid import uuid4
 
 from forebay.crash_points import reach
-from forebay.errors import OutcomeUnknownError, StoreClosedError, StoreError, StoreFullError
+from forebay.errors import StoreError, StoreFullError
 from forebay.sqlite.connection import truncate_log
 from forebay.sqlite.disk import Disk
 from forebay.sqlite.failures import DamagedError, mapped
@@ -20,10 +19,8 @@ from forebay.sqlite.group import Group
 from forebay.sqlite.log import Log
 from forebay.sqlite.readers import Readers
 from forebay.sqlite.vacuum import KEPT, give_back
-from forebay.work import Answers, Verdict, Work, settle
+from forebay.work import Answers, Verdict, Work, WorkQueue, settle
 
-GROUP_LIMIT = 64
-"""Units of work that share one COMMIT at most."""
 CLOSE_GRACE = 5.0
 """Seconds that queries may go on after the store was told to close; then they are interrupted."""
 
@@ -77,9 +74,7 @@ class Writer:
         self._on_damage = on_damage
         self._untidy = True
         self._answers = Answers()
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
-        self._lock = Lock()
-        self._closed = False
+        self._queue = WorkQueue()
         self._connection: sqlite3.Connection | None = None
         self.opening = ""
         self.uncertain = False
@@ -102,17 +97,11 @@ class Writer:
         Raises:
             StoreClosedError: ``stop`` was called, or the thread has died.
         """
-        with self._lock:
-            if self._closed:
-                raise StoreClosedError("the store is closed")
-            self._queue.put(work)
+        self._queue.submit(work)
 
     def stop(self) -> None:
         """Take no more units; the thread ends after those that are queued."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
+        self._queue.stop()
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the event loop after commits; return a function that ends it."""
@@ -131,27 +120,12 @@ class Writer:
                 self._answers.call(settle, opened, error)
                 return
             self._answers.call(settle, opened, None)
-            while works := self._take():
+            while works := self._queue.take() or []:
                 self._commit(works)
                 while self._untidy and self._queue.empty():
                     self._tidy()
         finally:
             self._end(works)
-
-    def _take(self) -> list[Work]:
-        """Wait for a unit and return it with those that wait behind it; nothing at the end."""
-        first = self._queue.get()
-        if first is None:
-            return []
-        works = [first]
-        with suppress(Empty):
-            while len(works) < GROUP_LIMIT:
-                work = self._queue.get_nowait()
-                if work is None:
-                    self._queue.put(None)  # nothing can stand behind it
-                    break
-                works.append(work)
-        return works
 
     def _commit(self, works: list[Work]) -> None:
         if self.uncertain:
@@ -281,14 +255,7 @@ class Writer:
 
     def _end(self, works: list[Work]) -> None:
         """Close everything and answer whoever still waits, also when a unit killed the thread."""
-        with self._lock:
-            self._closed = True
-            while not self._queue.empty():
-                if (work := self._queue.get()) is not None:
-                    works.append(work)
-        for work in works:
-            died = OutcomeUnknownError if work.started else StoreClosedError
-            work.fail(died("the store's thread was ended by a unit of work"))
+        self._queue.end(works)
         self._answers.give(works)
         self._readers.close(CLOSE_GRACE)
         self._close_connection()
