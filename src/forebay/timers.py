@@ -91,7 +91,9 @@ def set_timer(tx: Transaction, owner: str, instance: str, name: str, deadline: d
         owner: under which the handler is registered (``Service.timers``).
         instance: which of the owner's things it is for.
         name: tells apart the timers of one instance.
-        deadline: an aware time, counted in whole milliseconds; one that is past fires at once.
+        deadline: an aware time, counted in whole milliseconds; one that is past fires at once. In a handler of events
+            reckon it from ``message.stored_at``, which is the broker's clock; ``message.time`` is the clock of the node
+            that wrote it, which may be years off.
 
     Raises:
         ValueError: the deadline has no offset, or a name is empty, above 128 characters, or not printable ASCII

@@ -14,7 +14,9 @@ from forebay.testing.service_process import ServiceProcess
 from tests.faults.backlog import write_backlog
 from tests.faults.checker import summary
 from tests.faults.nemeses import NEMESES
+from tests.faults.nemeses.clocks import YEARS
 from tests.faults.scenario import Scenario, judge, run
+from tests.faults.services.readings import LATE_EVERY
 from tests.faults.strace import works
 from tests.faults.system import CORE, System
 
@@ -76,6 +78,19 @@ async def test_a_node_with_a_large_backlog_is_ready_at_once(seed: int, tmp_path:
         full = max([await _restart_time(system, edge) for _ in range(3)])
     print(f"ready in {empty:.2f} s without a backlog, in {full:.2f} s with {BACKLOG} events")
     assert full < empty + 10  # the machine is busy with other tests; reading a backlog would take far longer
+
+
+async def test_a_timer_in_the_core_does_not_wait_for_a_nodes_clock(seed: int, tmp_path: Path) -> None:
+    """Point 1 where a handler sets a timer: ten years ahead on a node are not ten years of waiting in the core."""
+    async with System(tmp_path, seed, nodes=["house-1"]) as system:
+        system.move_clock(system.edges["house-1"], YEARS)
+        await system.workload.round(40)
+        await system.drain(limit=60)
+        system.stop()
+        outcome = judge(system.history("timers"), tmp_path)
+    assert not outcome.violations, f"seed {seed}: {summary(outcome.violations)}"
+    writes = [write for write in outcome.history.writes if write.lane == "ledger" and write.message_id]
+    assert any(write.number % LATE_EVERY == 0 for write in writes)
 
 
 async def _restart_time(system: System, edge: ServiceProcess) -> float:

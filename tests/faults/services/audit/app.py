@@ -1,6 +1,7 @@
 """A consumer that emits: what it notices goes through an outbox of its own, on the node core, to the books.
 
-Half of its notices are made at once, the others by a timer: whichever way, each has to be made once.
+Half of its notices are made at once, the others by a timer: whichever way, each has to be made once. The timer is set
+by when the broker stored the reading: the reading's own time is the node's, and a node's clock may be ten years ahead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ audit = Service("audit", lanes=[Lane("ledger", budget="512MiB")])
 def take_reading(tx: UnitOfWork, event: ReadingTaken, message: Message) -> None:
     record(tx, [event], [message])
     if event.number % LATE_EVERY == 0:
-        set_timer(tx, "notice", event.meter, str(event.number), message.time + DELAY)
+        stored_at = message.stored_at or message.time
+        set_timer(tx, "notice", event.meter, str(event.number), stored_at + DELAY)
     elif event.number % NOTICE_EVERY == 0:
         notice(tx, event.meter, event.number)
 
