@@ -18,8 +18,9 @@ from typing import Literal
 
 import msgspec
 
+from tests.faults.fork_server import RUN_TIMEOUT
 from tests.faults.strace import Strace
-from tests.faults.syscalls import RUN_TIMEOUT, Script
+from tests.faults.syscalls import Script
 from tests.faults.system import ROOT
 
 POLICIES = ("none", "all", "random", "torn")

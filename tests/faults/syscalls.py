@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,14 +11,10 @@ from pathlib import Path
 import msgspec
 
 from forebay.sqlite import MigrationSet
+from tests.faults.fork_server import Ended, ForkServer
 from tests.faults.scripts import consume_path, write_path
 from tests.faults.scripts.journal import read_journal
-from tests.faults.strace import Strace
-from tests.faults.system import ROOT
 from tests.faults.verdicts import Verdict, consume_verdict, reopens, write_verdict
-
-RUN_TIMEOUT = 120.0
-"""Seconds for one run of a script under strace."""
 
 WRITING = frozenset({"pwrite64", "write", "ftruncate", "fallocate", "openat", "mkdir"})
 """Calls that a full disk fails."""
@@ -60,7 +53,8 @@ class Point(msgspec.Struct, frozen=True, order=True):
 
 def points(script: Script, folder: Path) -> list[Point]:
     """Run a script undisturbed and return every point at which it can be disturbed."""
-    return list(_points(_counts(script, folder)))
+    with ForkServer(script.module) as server:
+        return list(_points(_counts(server, folder)))
 
 
 def _points(counts: Counter[str]) -> Iterator[Point]:
@@ -75,21 +69,31 @@ def _points(counts: Counter[str]) -> Iterator[Point]:
                 yield Point(call, nth, "error=ENOSPC", onwards=True)
 
 
-def disturb(script: Script, point: Point, folder: Path) -> list[str]:
-    """Run a script with one fault and return what is wrong afterwards, before and after it was opened again."""
+class Disturbed(msgspec.Struct, frozen=True):
+    """What came of one fault: whether the run got to it, and what is wrong afterwards."""
+
+    reached: bool
+    wrong: list[str]
+
+
+def disturb(script: Script, server: ForkServer, point: Point, folder: Path) -> Disturbed:
+    """Run a script with one fault and say what is wrong afterwards, before and after it was opened again."""
     when = f"{point.nth}{'+' if point.onwards else ''}"
     inject = f"inject={point.call}:{point.fault}:when={when}"
-    # Only the one call is traced: an interpreter that starts makes thousands of others, and each would stop it.
-    done = _run(script, folder, ["-e", f"trace={point.call}", "-e", inject, "-o", "/dev/null"])
+    log = folder / "calls"
+    # Only the one call is traced: each of the others would be written down.
+    ended = _run(server, folder, ["-e", f"trace={point.call}", "-e", inject, "-o", str(log)])
+    reached = ended.code == -9 or "(INJECTED)" in log.read_text()
     journal = read_journal(folder / "journal")
     database = folder / "data" / "x.db"
     wrong = []
-    if done.returncode not in (0, 137, -9):
-        wrong.append(f"the script ended with {done.returncode}: {done.stderr[-600:]}")
+    if ended.code not in (0, -9):
+        wrong.append(f"the script ended with {ended.code}: {ended.errors[-600:]}")
     if not database.exists():
-        return wrong + (["acknowledged, and no file"] if any(line[0] == "ack" for line in journal) else [])
+        lost = any(line[0] == "ack" for line in journal)
+        return Disturbed(reached, wrong + (["acknowledged, and no file"] if lost else []))
     wrong += reopens_in(script, database)
-    return wrong + script.verdict(database, journal)
+    return Disturbed(reached, wrong + script.verdict(database, journal))
 
 
 def reopens_in(script: Script, database: Path) -> list[str]:
@@ -99,10 +103,10 @@ def reopens_in(script: Script, database: Path) -> list[str]:
     return asyncio.run(reopens(database, script.migrations))
 
 
-def _counts(script: Script, folder: Path) -> Counter[str]:
+def _counts(server: ForkServer, folder: Path) -> Counter[str]:
     log = folder / "calls"
-    done = _run(script, folder, ["-e", "trace=%file,%desc", "-o", str(log)])
-    assert done.returncode == 0, done.stderr
+    ended = _run(server, folder, ["-e", "trace=%file,%desc", "-o", str(log)])
+    assert ended.code == 0, ended.errors
     said = read_journal(folder / "journal")
     assert said[-1:] == [["end"]], said
     assert not any(line[0] == "closed" for line in said), said
@@ -116,21 +120,9 @@ def _counts(script: Script, folder: Path) -> Counter[str]:
     return counts
 
 
-def _run(script: Script, folder: Path, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(server: ForkServer, folder: Path, options: Sequence[str]) -> Ended:
     data = folder / "data"
     data.mkdir(parents=True)
-    database = data / "x.db"
-    watched = [data, database, *(data / f"x.db{suffix}" for suffix in ("-wal", "-shm", "-journal"))]
-    command = [Strace.find(), "-f", "-qq", "--seccomp-bpf"]
-    for each in watched:
-        command += ["-P", str(each)]
-    command += [*options, sys.executable, "-m", script.module, str(database), str(folder / "journal")]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT,
-        check=False,
-    )
+    watched = [data, *(data / f"x.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))]
+    paths = [option for each in watched for option in ("-P", str(each))]
+    return server.run([str(data / "x.db"), str(folder / "journal")], folder, [*paths, *options])
