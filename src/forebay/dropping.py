@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from forebay.past import DROPPED, record_withheld
 from forebay.protocol.confirmation import DroppedRange
 from forebay.sequences import joined
 from forebay.transaction import Row, Transaction
@@ -43,6 +44,11 @@ _REPLACED = f"""
     where age > 1"""
 
 _OF_KEY = f"select epoch, sequence, bytes from ({_ALL}) as every where kind = :kind and key = :key"
+
+_TAKE_ASIDE = """
+    delete from forebay_withheld where epoch = :epoch and sequence = :sequence
+    returning (select e.epoch from forebay_epoch e where e.id = forebay_withheld.epoch) as epoch, sequence, reason,
+      withheld_at"""
 
 _DROPS = """
     select e.epoch, d.first, d.last from forebay_dropped d join forebay_epoch e on e.id = d.epoch
@@ -107,8 +113,9 @@ def _oldest(tx: Transaction, origin: int) -> list[Row]:
 
 def _drop(tx: Transaction, origin: int, rows: list[Row]) -> int:
     places = [{"epoch": row["epoch"], "sequence": row["sequence"]} for row in rows]
-    for table in ("forebay_outbox", "forebay_withheld"):
-        tx.executemany(f"delete from {table} where epoch = :epoch and sequence = :sequence", places)
+    tx.executemany("delete from forebay_outbox where epoch = :epoch and sequence = :sequence", places)
+    if tx.execute("select 1 as some from forebay_withheld limit 1"):  # as nearly never
+        record_withheld(tx, [row for place in places for row in tx.execute(_TAKE_ASIDE, **place)], DROPPED)
     for epoch in dict.fromkeys(row["epoch"] for row in rows):
         sequences = [row["sequence"] for row in rows if row["epoch"] == epoch]
         for first, last in joined((sequence, sequence) for sequence in sequences):

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from forebay.crash_points import reach
 from forebay.identity import Place
+from forebay.past import record_drop
 from forebay.protocol.confirmation import ChainLink
 from forebay.sequences import Range, joined
 from forebay.transaction import Row, Transaction
@@ -187,6 +188,7 @@ def pass_drop(
             first=upto + 1,
             last=gone[0]["last"],
         )
+    record_drop(tx, epoch, (first, min(upto, gone[0]["last"])))
     for consumer, events in applied.items():
         if events:
             tx.execute(

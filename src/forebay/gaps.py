@@ -12,15 +12,33 @@ from forebay.transaction import Transaction
 
 _ranges = msgspec.json.Decoder(list[Range])
 
+_DROPPING = """
+    select o.lane, o.destination, e.epoch, d.first, d.last from forebay_dropped d
+    join forebay_epoch e on e.id = d.epoch join forebay_origin o on o.id = e.origin
+    where not exists (select 1 from forebay_lost l where l.epoch = e.epoch and l.first <= d.last and l.last >= d.first)
+    order by e.id desc, d.first desc limit :limit"""
+
+_WITHHELD = """
+    select o.lane, o.destination, e.epoch, w.sequence as first, w.sequence as last, w.reason, w.withheld_at
+    from forebay_withheld w join forebay_epoch e on e.id = w.epoch join forebay_origin o on o.id = e.origin
+    order by e.id desc, w.sequence desc limit :limit"""
+
+_PAST = """
+    select lane, destination, epoch, first, last, kind, reason, coalesce(began_at, ended_at) as at
+    from forebay_past order by id desc limit :limit"""
+
+_LOST = "select lane, '' as destination, epoch, first, last, found_at from forebay_lost order by id desc limit :limit"
+
 
 class Missing(msgspec.Struct, frozen=True, omit_defaults=True):
     """Places of an epoch that a consumer lacks, both ends included.
 
     Attributes:
         kind: ``hole`` where later events wait for it, ``gap`` where it was closed without its event, ``drop`` where the
-            node's budget pushed it out, ``lost`` where a damaged disk took it from its own node.
+            node's budget pushed it out, ``withheld`` where the broker refused it for itself, ``lost`` where a damaged
+            disk took it from its own node.
         waiting: of a hole, how many later events of the epoch are held.
-        recorded_at: of all but a hole, milliseconds since 1970.
+        recorded_at: of all but a hole and a drop under way, milliseconds since 1970.
     """
 
     kind: str
@@ -98,4 +116,36 @@ def recorded(tx: Transaction, node: str | None = None, *, limit: int = 1000) -> 
             recorded_at=row["recorded_at"],
         )
         for row in rows
+    ]
+
+
+def own(tx: Transaction, node: str, service: str, *, limit: int = 1000) -> list[tuple[str, Missing]]:
+    """Return what a node's own outbox says: drops and withheld events, under way and over, and what a disk took.
+
+    The latest of each first, each with the destination that lacks it (``<node>/<service>``), for events ``""``.
+    """
+    under_way = "the lane's budget pushed it out; not every consumer has heard of it"
+    pushed_out = "the lane's budget pushed it out"
+    found = [
+        *((row, "drop", under_way, 0) for row in tx.execute(_DROPPING, limit=limit)),
+        *((row, "withheld", row["reason"], row["withheld_at"]) for row in tx.execute(_WITHHELD, limit=limit)),
+        *((row, row["kind"], row["reason"] or pushed_out, row["at"]) for row in tx.execute(_PAST, limit=limit)),
+        *((row, "lost", "a damaged disk took it", row["found_at"]) for row in tx.execute(_LOST, limit=limit)),
+    ]
+    return [
+        (
+            row["destination"],
+            Missing(
+                kind,
+                node,
+                service,
+                row["lane"],
+                row["epoch"],
+                row["first"],
+                row["last"],
+                reason=reason,
+                recorded_at=at,
+            ),
+        )
+        for row, kind, reason, at in found
     ]

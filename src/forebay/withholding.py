@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from forebay.freeing import Freed
 from forebay.identity import Place
+from forebay.past import CONFIRMED, record_withheld
 from forebay.protocol.confirmation import WithheldPlace
 from forebay.transaction import Transaction
 
@@ -71,11 +72,14 @@ def release(tx: Transaction, lane: str, places: Sequence[Place], destination: st
         for place in places
         for row in tx.execute(
             "delete from forebay_withheld where passed = 1 and sequence = :sequence"
-            " and epoch = (select id from forebay_epoch where epoch = :epoch) returning bytes",
+            " and epoch = (select id from forebay_epoch where epoch = :epoch)"
+            " returning (select e.epoch from forebay_epoch e where e.id = forebay_withheld.epoch) as epoch,"
+            " sequence, bytes, reason, withheld_at",
             epoch=place.epoch,
             sequence=place.sequence,
         )
     ]
+    record_withheld(tx, gone, CONFIRMED)
     freed = Freed(len(gone), sum(row["bytes"] for row in gone))
     tx.execute(
         "update forebay_origin set bytes = bytes - :size, confirmed = confirmed + :count"

@@ -18,6 +18,7 @@ from forebay.books import Books
 from forebay.confirming import Confirming
 from forebay.dropping import dropped
 from forebay.errors import BudgetSpentError
+from forebay.gaps import own
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.streams import stream_state
 from forebay.running import RunningService
@@ -139,6 +140,8 @@ async def test_what_was_dropped_is_passed_by_the_consumer_and_the_floor_follows_
             assert had.state == "confirmed"
             held = await book(node, "telemetry")
             assert held == Books("telemetry", "audit", 99, 99 - len(gone), 0, len(gone), 0)
+            ((_, told),) = await node.store.read(own, node.outbox.node, "meter")
+            assert (told.kind, told.first, told.last) == ("drop", drop.first, drop.last)  # it stays on record
 
 
 async def _is_confirmed(node: RunningService, message_id: str) -> bool:

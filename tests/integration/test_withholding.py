@@ -15,6 +15,7 @@ from forebay import Event, Message, Service, UnitOfWork
 from forebay.application import build_application
 from forebay.confirming import Confirming
 from forebay.errors import LinkError
+from forebay.gaps import own
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.streams import api_request, stream_state
 from forebay.relay import Relay
@@ -256,6 +257,9 @@ async def test_only_the_key_of_a_withheld_event_waits_and_goes_on_in_order_once_
             await eventually(lambda: _gone(node), 40)
             (ledger, _) = await confirming_of(node).books()
             assert (ledger.written, ledger.confirmed, ledger.withheld, ledger.pending) == (6, 6, 0, 0)
+            ((_, told),) = await node.store.read(own, node.outbox.node, "door")
+            assert (told.kind, told.first, told.last) == ("withheld", 2, 2)
+            assert told.reason.startswith(found.reason)
 
 
 async def _equals(read: Callable[[], Awaitable[object]], wanted: object) -> bool:

@@ -12,14 +12,16 @@ from forebay import freeing
 from forebay.dropping import dropped
 from forebay.errors import BudgetSpentError, ConfigurationError
 from forebay.event import Event
+from forebay.gaps import own
 from forebay.identity import Place, parse_message_id
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
+from forebay.past import KEPT, record_drop
 from forebay.protocol.confirmation import DroppedRange
 from forebay.sqlite import MigrationSet
-from forebay.transaction import Row
+from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
-from forebay.withholding import withhold
+from forebay.withholding import release, withhold
 from tests.stores import AnyStore, open_store
 
 BUDGET = 10_000
@@ -65,6 +67,10 @@ class Node:
 
     async def drops(self, lane: str) -> list[tuple[int, int]]:
         return [(each.first, each.last) for each in await self.store.read(dropped, lane)]
+
+    async def told(self, limit: int = 100) -> list[tuple[str, int, int, str]]:
+        found = await self.store.read(lambda tx: own(tx, "store-330", "till", limit=limit))
+        return [(each.kind, each.first, each.last, each.reason) for _, each in found]
 
     async def origin(self, lane: str) -> Row:
         return (
@@ -195,6 +201,42 @@ async def test_a_withheld_event_is_dropped_in_its_turn_o3_o4(node: Node) -> None
     await node.emit(*[Measured()] * 4)
     assert await node.drops("telemetry") == [(1, 3)]
     assert await node.store.read(lambda tx: tx.execute("select * from forebay_withheld")) == []
+
+
+async def test_what_was_dropped_or_withheld_stays_on_record_once_it_is_over_o3_o4(node: Node) -> None:
+    places = await node.emit(*[Measured()] * 9)
+    await node.store.write(withhold, {places[1]: "too large", places[6]: "too large as well"}, 5000)
+    await node.emit(*[Measured()] * 4)
+    epoch = places[0].epoch
+    assert await node.told() == [
+        ("drop", 1, 3, "the lane's budget pushed it out; not every consumer has heard of it"),
+        ("withheld", 7, 7, "too large as well"),
+        ("withheld", 2, 2, "too large; then pushed out by its lane's budget"),
+    ]
+    await node.store.write(freeing.pass_drop, "telemetry", (1, 2), epoch, {})
+    await node.store.write(freeing.pass_drop, "telemetry", (3, 3), epoch, {})  # the rest of it: one row in the end
+    await node.store.write(freeing.pass_withheld, "telemetry", places[6])
+    await node.store.write(release, "telemetry", [places[6]])
+    assert await node.told() == [
+        ("withheld", 7, 7, "too large as well; confirmed since"),
+        ("drop", 1, 3, "the lane's budget pushed it out"),
+        ("withheld", 2, 2, "too large; then pushed out by its lane's budget"),
+    ]
+    (first, *_) = await node.store.read(own, "store-330", "till")
+    assert first[1].recorded_at == 5000
+
+
+async def test_the_record_of_what_is_over_is_bounded_o3(node: Node) -> None:
+    places = await node.emit(*[Changed(name=name) for name in "abcdef"])
+
+    def drop_every_second(tx: Transaction) -> None:
+        for sequence in range(1, 2 * KEPT + 10, 2):
+            record_drop(tx, places[0].epoch, (sequence, sequence))
+
+    await node.store.write(drop_every_second)
+    told = await node.told(limit=2 * KEPT)
+    assert len(told) == KEPT
+    assert told[0][1:3] == (2 * KEPT + 9, 2 * KEPT + 9)
 
 
 async def test_a_drop_below_the_floor_joins_its_neighbours_and_does_not_lower_the_floor_o3_o4(node: Node) -> None:

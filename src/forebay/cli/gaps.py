@@ -12,12 +12,10 @@ from forebay.cli.databases import DATA, STORE, Found, databases
 from forebay.cli.intents import one_database, request
 from forebay.cli.settings import data_option, json_option, store_option
 from forebay.cli.table import show
-from forebay.gaps import Missing, holes, recorded
+from forebay.gaps import Missing, holes, own, recorded
 from forebay.intents import CloseHole
 
-KINDS = ("hole", "gap", "drop", "lost")
-
-_LOST = "select lane, epoch, first, last, found_at from forebay_lost order by id desc limit :limit"
+KINDS = ("hole", "gap", "drop", "withheld", "lost")
 
 
 @click.group()
@@ -25,8 +23,11 @@ def gaps() -> None:
     """See and close what consumers lack.
 
     A hole is open: later events of its node wait for it. A gap was closed without its event, a drop was pushed out by
-    the node's budget; both are on record, nothing waits for them. What a damaged disk took is lost: its node says so,
-    and its consumers pass it as dropped.
+    the node's budget; both are on record, nothing waits for them.
+
+    A node says what became of its own events, in rows without a consumer: what its budget pushed out, what the broker
+    refused for itself (withheld; the latest stay on record after they were delivered), and what a damaged disk took
+    (lost; its consumers pass it as dropped).
     """
 
 
@@ -41,37 +42,26 @@ def gaps() -> None:
 def ls(
     data: Path, store: str | None, service: str | None, origin: str | None, kind: str | None, limit: int, as_json: bool
 ) -> None:
-    """List open holes, and the gaps and drops on record, the latest first; and what nodes lost."""
+    """List open holes, and the gaps and drops on record, the latest first; and what nodes say of their own events."""
     rows: list[dict[str, Any]] = []
     for found in databases(data, service=service, store=store):
-        missing = found.read(lambda tx: [*holes(tx, origin), *recorded(tx, origin, limit=limit)]) or []
+        lacking = found.read(lambda tx: [*holes(tx, origin), *recorded(tx, origin, limit=limit)]) or []
+        missing = [(found.service, each) for each in lacking]
         if origin in (None, found.node):
-            missing += _lost(found, limit)
+            missing += _own(found, limit)
         rows += [
-            {"consumer": "" if each.kind == "lost" else found.service, **msgspec.structs.asdict(each)}
-            for each in missing
+            {"consumer": consumer, **msgspec.structs.asdict(each)}
+            for consumer, each in missing
             if kind in (None, each.kind)
         ]
     show(rows, as_json=as_json, empty="nothing is missing")
 
 
-def _lost(found: Found, limit: int) -> list[Missing]:
-    """Return what a damaged disk took of a node's own events: no consumer of theirs says it."""
-    rows = found.rows(_LOST, limit=limit) if found.has_table("forebay_lost") else []
-    return [
-        Missing(
-            "lost",
-            found.node,
-            found.service,
-            row["lane"],
-            row["epoch"],
-            row["first"],
-            row["last"],
-            reason="a damaged disk took it",
-            recorded_at=row["found_at"],
-        )
-        for row in rows
-    ]
+def _own(found: Found, limit: int) -> list[tuple[str, Missing]]:
+    """Return what a node's own outbox says; nothing where its database is an older release's."""
+    if not found.has_table("forebay_past"):
+        return []
+    return found.read(lambda tx: own(tx, found.node, found.service, limit=limit)) or []
 
 
 @gaps.command()
