@@ -51,6 +51,7 @@ MEANING = {
     "edge-pages-zeroed": "pages of a node's database read as zeros",
     "edge-log-lost": "a node's log is gone",
     "release-changed": "a node is upgraded with a backlog, rolled back, and upgraded again",
+    "core-release-changed": "the core is upgraded with a backlog, rolled back, and upgraded again",
     "edge-restored": "a node's database goes back to an older copy",
     "edge-cloned": "a node's disk is cloned and both run under its name",
     "edge-wiped": "a node's disk is gone",

@@ -70,7 +70,7 @@ async def run(scenario: Scenario, seed: int, folder: Path) -> Outcome:
         grace=max(graces, key=float, default="0"),
         workload=workload,
         small_disks=any(nemesis.small_disks for nemesis in scenario.nemeses),
-        begins_previous=any(nemesis.begins_previous for nemesis in scenario.nemeses[:1]),
+        begins_previous=scenario.nemeses[0].begins_previous if scenario.nemeses else "",
     ) as system:
         share = scenario.flaps // max(1, len(scenario.nemeses))
         for nemesis in scenario.nemeses:

@@ -19,6 +19,9 @@ from tests.faults.verdicts import Verdict, consume_verdict, reopens, write_verdi
 WRITING = frozenset({"pwrite64", "write", "ftruncate", "fallocate", "openat", "mkdir"})
 """Calls that a full disk fails."""
 
+CALLS = "calls"
+"""The file in a run's folder that has the calls, as strace wrote them down."""
+
 _CALL = re.compile(r"^(\d+)\s+(\w+)\(")
 
 
@@ -80,10 +83,9 @@ def disturb(script: Script, server: ForkServer, point: Point, folder: Path) -> D
     """Run a script with one fault and say what is wrong afterwards, before and after it was opened again."""
     when = f"{point.nth}{'+' if point.onwards else ''}"
     inject = f"inject={point.call}:{point.fault}:when={when}"
-    log = folder / "calls"
     # Only the one call is traced: each of the others would be written down.
-    ended = _run(server, folder, ["-e", f"trace={point.call}", "-e", inject, "-o", str(log)])
-    reached = ended.code == -9 or "(INJECTED)" in log.read_text()
+    ended = _run(server, folder, ["-e", f"trace={point.call}", "-e", inject])
+    reached = ended.code == -9 or "(INJECTED)" in (folder / CALLS).read_text()
     journal = read_journal(folder / "journal")
     database = folder / "data" / "x.db"
     wrong = []
@@ -103,15 +105,20 @@ def reopens_in(script: Script, database: Path) -> list[str]:
     return asyncio.run(reopens(database, script.migrations))
 
 
-def _counts(server: ForkServer, folder: Path) -> Counter[str]:
-    log = folder / "calls"
-    ended = _run(server, folder, ["-e", "trace=%file,%desc", "-o", str(log)])
+def run(server: ForkServer, folder: Path, options: Sequence[str]) -> str:
+    """Run a script undisturbed to its end and return the calls on its files that it made, a line each."""
+    ended = _run(server, folder, options)
     assert ended.code == 0, ended.errors
     said = read_journal(folder / "journal")
     assert said[-1:] == [["end"]], said
     assert not any(line[0] == "closed" for line in said), said
+    return (folder / CALLS).read_text()
+
+
+def _counts(server: ForkServer, folder: Path) -> Counter[str]:
+    calls = run(server, folder, ["-e", "trace=%file,%desc"])
     per_thread: Counter[tuple[str, str]] = Counter(
-        (found[1], found[2]) for line in log.read_text().splitlines() if (found := _CALL.match(line))
+        (found[1], found[2]) for line in calls.splitlines() if (found := _CALL.match(line))
     )
     # strace counts "when" for each thread by itself.
     counts: Counter[str] = Counter()
@@ -125,4 +132,5 @@ def _run(server: ForkServer, folder: Path, options: Sequence[str]) -> Ended:
     data.mkdir(parents=True)
     watched = [data, *(data / f"x.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))]
     paths = [option for each in watched for option in ("-P", str(each))]
-    return server.run([str(data / "x.db"), str(folder / "journal")], folder, [*paths, *options])
+    options = [*paths, *options, "-o", str(folder / CALLS)]
+    return server.run([str(data / "x.db"), str(folder / "journal")], folder, options)

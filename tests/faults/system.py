@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import anyio
 import httpx
@@ -36,7 +37,10 @@ MOVED_CLOCK = Path(__file__).parent / "moved_clock"
 """On PYTHONPATH it lets a process live in another time."""
 
 PREVIOUS = Path(__file__).parent / "release-0.1.0" / "forebay.tar.xz"
-"""The package of the previous release."""
+"""The package of the nodes' previous release."""
+
+PREVIOUS_OF_CORE = Path(__file__).parent / "release-schema-0011" / "forebay.tar.xz"
+"""The same for the core, whose services need what the first one had not."""
 
 CORE = "core"
 EMITTING = ("audit",)
@@ -49,6 +53,10 @@ FILTERS = {"books": ("meter", "audit"), "audit": ("meter",), "late": ("meter",)}
 
 DRAIN_TIMEOUT = 150.0
 """Seconds until everything that was acknowledged has taken effect everywhere and is confirmed, after the last fault."""
+
+
+Begins = Literal["", "nodes", "core"]
+"""Who begins with the previous release."""
 
 
 class System:
@@ -77,7 +85,7 @@ class System:
         grace: str = "0",
         workload: Workload | None = None,
         sync_interval: str = "always",
-        begins_previous: bool = False,
+        begins_previous: Begins = "",
         small_disks: bool = False,
     ) -> None:
         self.folder = folder
@@ -112,8 +120,10 @@ class System:
         for node in nodes:
             self.edges[node] = self._process(node)
             self.workload.add_node(node, self._url_of(node))
-            if begins_previous:
+            if begins_previous == "nodes":
                 self.use_release(node, previous=True)
+        if begins_previous == "core":
+            self.use_release(CORE, previous=True)
 
     # --- processes
 
@@ -222,18 +232,23 @@ class System:
         await process.ready()
 
     def use_release(self, name: str, *, previous: bool) -> None:
-        """Let an edge process run the previous release from its next start on, or this one again."""
-        source = self.folder / PREVIOUS.parent.name
+        """Let an edge process, or the core, run the previous release from its next start on, or this one again."""
+        archive = PREVIOUS_OF_CORE if name == CORE else PREVIOUS
+        source = self.folder / archive.parent.name
         if previous and not source.exists():
-            with tarfile.open(PREVIOUS) as archive:
-                archive.extractall(source, filter="data")
-        environment = self.edges[name].environment
+            with tarfile.open(archive) as package:
+                package.extractall(source, filter="data")
+        environment = self._named(name).environment
         paths = [path for path in environment["PYTHONPATH"].split(os.pathsep) if path != str(source)]
         environment["PYTHONPATH"] = os.pathsep.join([str(source), *paths] if previous else paths)
 
     def runs_previous(self, name: str) -> bool:
-        """Whether an edge process is of the previous release."""
-        return PREVIOUS.parent.name in self.edges[name].environment["PYTHONPATH"]
+        """Whether an edge process, or the core, is of the previous release."""
+        archive = PREVIOUS_OF_CORE if name == CORE else PREVIOUS
+        return archive.parent.name in self._named(name).environment["PYTHONPATH"]
+
+    def _named(self, name: str) -> ServiceProcess:
+        return self.core if name == CORE else self.edges[name]
 
     def move_clock(self, process: ServiceProcess, seconds: float) -> None:
         """Set the wall clock of an edge process so far ahead of the machine's, whether it runs or not."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.faults.fork_server import ForkServer
-from tests.faults.syscalls import SCRIPTS, WRITE, Point, disturb, points
+from tests.faults.scripts.write_path import UNITS
+from tests.faults.syscalls import SCRIPTS, WRITE, Point, disturb, points, run
 
 SAMPLE = 10
 """Points of each path."""
+
+FIRST_READERS_LOCK = 124
+"""Where in the shared memory of a log its first mark of a reader is locked (SQLite's file format, section 4.4)."""
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.strace]
 
@@ -38,3 +44,32 @@ def test_a_failing_sync_is_noticed_by_the_verdict_and_not_passed_over(tmp_path: 
     said = (tmp_path / "a" / "journal").read_text()
     assert "ack" not in said
     assert said.endswith("end\n")
+
+
+def test_a_lock_on_the_log_that_cannot_be_given_back_does_not_stop_the_node_until_its_next_start(
+    tmp_path: Path,
+) -> None:
+    """Every write was refused from then on, each after ten seconds; seed 9118 of the campaign found it."""
+    with ForkServer(WRITE.module) as server:
+        folder = tmp_path / "undisturbed"
+        said_too = ["-P", str(folder / "journal"), "-e", "trace=fcntl,write"]
+        number = _given_back_after_an_answer(run(server, folder, said_too).splitlines())
+        found = disturb(WRITE, server, Point("fcntl", number, "error=EIO"), tmp_path / "disturbed")
+    assert (found.reached, found.wrong) == (True, [])
+    said = [line.split()[0] for line in (tmp_path / "disturbed" / "journal").read_text().splitlines()]
+    assert said.count("refused") == 1
+    assert said.count("ack") == UNITS - 1
+    assert said.index("refused") < max(at for at, word in enumerate(said) if word == "ack")
+
+
+def _given_back_after_an_answer(calls: Sequence[str]) -> int:
+    """Return which locking call of the writing thread gives back the lock on the log, once a write was answered."""
+    answered = next(at for at, call in enumerate(calls) if '"ack ' in call)
+    thread = next(call for call in calls if " fcntl(" in call).split()[0]
+    locking = [(at, call) for at, call in enumerate(calls) if call.startswith(f"{thread} ") and " fcntl(" in call]
+    lock = f"l_start={FIRST_READERS_LOCK}, l_len=1"
+    return next(
+        number  # strace counts the calls of each thread by itself
+        for number, ((_, taken), (at, call)) in enumerate(pairwise(locking), 2)
+        if at > answered and "F_WRLCK" in taken and "F_UNLCK" in call and lock in taken and lock in call
+    )

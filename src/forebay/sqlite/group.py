@@ -51,6 +51,9 @@ class Group:
         try:
             self.connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
+            if primary_code(error) == sqlite3.SQLITE_PROTOCOL:
+                # A lock on the log that this process could not give back: nothing is written through these connections.
+                verdict.broken = error
             fail_all(batch, partial(store_error, error, "BEGIN"), error)
             return
         reach("write.begun")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from tests.faults.system import System
+from tests.faults.system import Begins, System
 
 
 class Nemesis(msgspec.Struct, frozen=True):
@@ -19,7 +19,7 @@ class Nemesis(msgspec.Struct, frozen=True):
         waits_for: the rule that must be built before anything is promised under it; empty where that is so today.
         in_soak: whether it may come in any order and any number of times, mixed with others.
         traced: whether it needs ``strace``.
-        begins_previous: whether its nodes begin with the previous release.
+        begins_previous: who begins with the previous release, where it is the first fault.
         small_disks: whether its nodes have small disks of their own.
         grace: the grace tail that it needs, in seconds.
     """
@@ -30,6 +30,6 @@ class Nemesis(msgspec.Struct, frozen=True):
     waits_for: str = ""
     in_soak: bool = True
     traced: bool = False
-    begins_previous: bool = False
+    begins_previous: Begins = ""
     small_disks: bool = False
     grace: str = "0"

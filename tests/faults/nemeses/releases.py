@@ -1,9 +1,9 @@
-"""A node whose software is changed under a backlog: rolled back to the previous release, and brought up again."""
+"""Software that is changed under a backlog: rolled back to the previous release, and brought up again."""
 
 from __future__ import annotations
 
 from tests.faults.nemeses.nemesis import Nemesis
-from tests.faults.system import System
+from tests.faults.system import CORE, System
 
 REQUESTS = 20
 """Requests that each release writes."""
@@ -34,4 +34,27 @@ async def _change(system: System, node: str, *, previous: bool) -> None:
     link.heal()
 
 
-RELEASES = (Nemesis("release-changed", roll_back_and_forward, quiet=True, begins_previous=True),)
+async def roll_the_core_back_and_forward(system: System) -> None:
+    """The same with the core, whose services read, hold, set timers and emit: nodes write meanwhile."""
+    if system.runs_previous(CORE):
+        await _change_core(system, previous=False)
+    await _change_core(system, previous=True)
+    await system.workload.round(REQUESTS)
+    await _change_core(system, previous=False)
+
+
+async def _change_core(system: System, *, previous: bool) -> None:
+    """Change the core's release while events wait for it in the stream; it is stopped in order, or killed."""
+    if system.dice.random() < 0.5:
+        system.core.stop()
+    system.core.kill()
+    await system.workload.round(REQUESTS)
+    system.use_release(CORE, previous=previous)
+    system.core.start()
+    await system.core.ready()
+
+
+RELEASES = (
+    Nemesis("release-changed", roll_back_and_forward, quiet=True, begins_previous="nodes"),
+    Nemesis("core-release-changed", roll_the_core_back_and_forward, quiet=True, begins_previous="core"),
+)
