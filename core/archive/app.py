@@ -10,12 +10,14 @@ from core.archive.conflicts import Conflict, compare, conflicts
 from core.archive.deletions import deleted
 from core.archive.event import INSERT, ArchivedEvent, now, to_row
 from core.archive.export import export_part
-from core.archive.queries import Filter, Page, between, one_each, page, scan
+from core.archive.queries import Filter, Page, between, latest, one_each, page, scan
+from core.archive.scans import note_scan
 from core.archive.upkeep import INTERVAL, Settings, look_after
 from forebay import Message, Service, UnitOfWork, UnitStore
 from forebay.delivery import Archive
 from forebay.identity import NAME
 from forebay.problems import ProblemError, invalid, phrase
+from forebay.settled import settled_end
 
 MAX_PAGE = 1000
 """Events of one page, at most."""
@@ -33,7 +35,9 @@ def keep(tx: UnitOfWork, messages: list[Message]) -> None:
 
 
 archive.repeated(compare)
-archive.reads_archive(Archive(read=between, scan=scan, deleted=deleted, export=export_part))
+archive.reads_archive(
+    Archive(read=between, scan=scan, end=latest, scanned=note_scan, deleted=deleted, export=export_part)
+)
 archive.works(every=INTERVAL, after_commits=False)(look_after)
 
 
@@ -54,7 +58,7 @@ async def list_events(
     A page can be shorter than `limit` where its events are large; there are more as long as `next` is not null.
     """
     wanted = Filter(node=_name(node, "node"), service=_name(service, "service"), type=type, message_id=message_id)
-    return await store.read(page, wanted, _cursor(after), limit)
+    return await store.read(page, wanted, _cursor(after), limit, await settled_end(store, latest))
 
 
 @archive.get("/events/{message_id:path}", problems=(404, 409, 422, 503))

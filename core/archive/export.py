@@ -80,13 +80,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ConfigurationError(f"{folder / MANIFEST} cannot be read: {error}") from error
 
 
-def export_part(tx: Transaction, folder: Path, before: int) -> Part | None:
+def export_part(tx: Transaction, folder: Path, before: int, upto: int) -> Part | None:
     """Write the next file; None where nothing is left to export.
 
     Args:
         tx: a snapshot of the archive.
         folder: where the files are; it is made.
         before: milliseconds since 1970: what arrived earlier is exported.
+        upto: the position at which the walk ends (``forebay.settled``): what commits late must not count as exported.
 
     Raises:
         ConfigurationError: pyarrow is missing, the folder cannot be written, or another archive's export is in it.
@@ -95,14 +96,14 @@ def export_part(tx: Transaction, folder: Path, before: int) -> Part | None:
     manifest = read_manifest(folder) or Manifest(store, [])
     if manifest.archive != store:
         raise ConfigurationError(f"{folder} holds the export of another archive", hint="choose another folder")
-    found = _next(tx, manifest, before)
+    found = _next(tx, manifest, before, upto)
     if found is None:
         return None
     day, after = found
     number = 1 + max((part.part for part in manifest.parts if part.day == day), default=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = _write(tx, folder / f"{day}.{number:04}.parquet", day, number, after, before)
+        part = _write(tx, folder / f"{day}.{number:04}.parquet", day, number, (after, upto), before)
         _replace(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(_with(manifest, part)), indent=1) + b"\n")
     except OSError as error:
         raise ConfigurationError(f"cannot export to {folder}: {error.strerror}") from error
@@ -113,7 +114,7 @@ def _with(manifest: Manifest, part: Part) -> Manifest:
     return Manifest(manifest.archive, sorted([*manifest.parts, part], key=lambda each: (each.day, each.part)))
 
 
-def _next(tx: Transaction, manifest: Manifest, before: int) -> tuple[str, int] | None:
+def _next(tx: Transaction, manifest: Manifest, before: int, upto: int) -> tuple[str, int] | None:
     """Return the first day that has something to export, and the position behind which it is."""
     at = 0
     while True:
@@ -128,16 +129,18 @@ def _next(tx: Transaction, manifest: Manifest, before: int) -> tuple[str, int] |
         day = day_of(rows[0]["archived_at"])
         after = manifest.upto(day)
         left = tx.execute(
-            "select 1 from archived where archived_at >= :first and archived_at < :behind and id > :after limit 1",
+            "select 1 from archived where archived_at >= :first and archived_at < :behind and id > :after"
+            " and id <= :upto limit 1",
             **_bounds(day, before),
             after=after,
+            upto=upto,
         )
         if left:
             return day, after
         at = _bounds(day, before)["first"] + DAY
 
 
-def _write(tx: Transaction, path: Path, day: str, number: int, after: int, before: int) -> Part:
+def _write(tx: Transaction, path: Path, day: str, number: int, ids: tuple[int, int], before: int) -> Part:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -149,7 +152,7 @@ def _write(tx: Transaction, path: Path, day: str, number: int, after: int, befor
     aside = path.with_name(f".{path.name}")
     events = first = last = 0
     with parquet.ParquetWriter(aside, schema, compression="zstd") as writer:
-        for rows in _groups(tx, day, after, before):
+        for rows in _groups(tx, day, ids, before):
             first, last, events = first or rows[0]["id"], rows[-1]["id"], events + len(rows)
             columns = {name: [row[name] for row in rows] for name in schema.names}
             columns["is_json"] = [bool(value) for value in columns["is_json"]]
@@ -162,14 +165,16 @@ def _write(tx: Transaction, path: Path, day: str, number: int, after: int, befor
     return Part(path.name, day, number, events, size, digest, first, last)
 
 
-def _groups(tx: Transaction, day: str, after: int, before: int) -> Iterator[list[Row]]:
+def _groups(tx: Transaction, day: str, ids: tuple[int, int], before: int) -> Iterator[list[Row]]:
+    after, upto = ids
     left = PART_EVENTS
     while left:
         rows = tx.execute(
             "select * from archived where archived_at >= :first and archived_at < :behind and id > :after"
-            " order by id limit :limit",
+            " and id <= :upto order by id limit :limit",
             **_bounds(day, before),
             after=after,
+            upto=upto,
             limit=min(left, GROUP_EVENTS),
         )
         if not rows:

@@ -36,10 +36,16 @@ class Page(msgspec.Struct, frozen=True):
     next: str | None
 
 
-def page(tx: Transaction, wanted: Filter, after: int, limit: int) -> Page:
-    """Return up to ``limit`` events archived after the cursor ``after`` (0: from the first)."""
+def latest(tx: Transaction) -> int:
+    """Return the position of the latest event; 0 for none. A walk ends where it is settled (``forebay.settled``)."""
+    (row,) = tx.execute("select max(id) as latest from archived")
+    return int(row["latest"] or 0)
+
+
+def page(tx: Transaction, wanted: Filter, after: int, limit: int, upto: int) -> Page:
+    """Return up to ``limit`` events archived after the cursor ``after`` (0: from the first), up to ``upto``."""
     where, params = condition_of(wanted)
-    params["after"] = after
+    params |= {"after": after, "upto": upto}
     # The ids come from an index alone, and SQLite knows the length of a body without reading it: a page of large bodies
     # is cut before it is in memory.
     ids = ids_where(where)
@@ -83,18 +89,17 @@ def between(tx: Transaction, question: ArchiveQuestion) -> list[tuple[int, Deliv
     return [(row["sequence"], to_delivery(row)) for row in rows]
 
 
-def scan(tx: Transaction, question: ScanQuestion, max_bytes: int) -> Scanned:
-    """Return a page in the order of archiving, with bodies of at most ``max_bytes`` together, or one event."""
-    (row,) = tx.execute("select max(id) as latest from archived")
-    end = int(row["latest"] or 0)
+def scan(tx: Transaction, question: ScanQuestion, max_bytes: int, end: int) -> Scanned:
+    """Return a page in the order of archiving up to ``end``, with bodies of at most ``max_bytes``, or one event."""
     found: list[tuple[int, int]] = []
     for where, params in _of_services(question.services):
         found += [
             (row["id"], row["bytes"])
             for row in tx.execute(
                 f"select id, length(body) as bytes from archived where {where} and id > :after"
-                " order by id limit :limit",
+                " and id <= :end order by id limit :limit",
                 after=question.after,
+                end=end,
                 limit=question.limit,
                 **params,
             )
@@ -130,7 +135,7 @@ def _of_services(services: list[str]) -> list[tuple[str, dict[str, str]]]:
 
 def ids_where(condition: str) -> str:
     """Return the statement that finds the ids of one page."""
-    return f"select id from archived where id > :after and {condition} order by id limit :limit"
+    return f"select id from archived where id > :after and id <= :upto and {condition} order by id limit :limit"
 
 
 def condition_of(wanted: Filter) -> tuple[str, dict[str, Any]]:

@@ -10,9 +10,12 @@ import msgspec
 
 from core.archive.event import now
 from core.archive.export import DAY, export_part
+from core.archive.queries import latest
 from core.archive.retention import Limits, candidates, delete, epochs_in, unneeded
+from core.archive.scans import scanned_at
 from forebay.errors import ConfigurationError
 from forebay.jetstream.topology.units import SECOND, parse_duration, parse_size
+from forebay.settled import settled_end
 from forebay.worker import AtWork, Work
 
 logger = logging.getLogger(__name__)
@@ -80,7 +83,8 @@ async def export_days(at_work: AtWork, limits: Limits) -> int:
     """
     count = 0
     while limits.export is not None:
-        part = await at_work.store.read(export_part, limits.export, now() // DAY * DAY)
+        upto = await settled_end(at_work.store, latest)
+        part = await at_work.store.read(export_part, limits.export, now() // DAY * DAY, upto)
         if part is None:
             break
         count += 1
@@ -97,7 +101,7 @@ async def trim(at_work: AtWork, limits: Limits) -> int:
     """
     count = 0
     while limits.keep is not None or limits.keep_bytes is not None:
-        if at_work.scanned_within(SCANNED):
+        if now() - await at_work.store.read(scanned_at) < SCANNED * 1000:
             break
         events = await at_work.store.read(candidates, limits)
         epochs = epochs_in(events)

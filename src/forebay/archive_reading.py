@@ -33,6 +33,7 @@ from forebay.protocol.archive import (
 )
 from forebay.responding import Responder
 from forebay.sequences import Range
+from forebay.settled import settled_end
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
 
@@ -43,6 +44,9 @@ ARCHIVE = "archive"
 
 TIMEOUT = 5.0
 """Seconds for one page."""
+
+NOTED = 60.0
+"""Seconds between notes that the archive is read in its own order."""
 
 PAGE_BYTES = 384 * 1024
 """Bytes of the bodies of one answer, at most, or one event: base64 must stay below a broker's 1 MiB."""
@@ -146,11 +150,7 @@ class ArchiveReader:
 
 
 class ArchiveAnswering:
-    """Answers for the service that keeps every event. Start it with ``run``.
-
-    Attributes:
-        scanned_at: when somebody last asked for events in order, on the event loop's clock; None if nobody has.
-    """
+    """Answers for the service that keeps every event. Start it with ``run``."""
 
     def __init__(
         self, consumer: Consumer, store: UnitStore, connection: Connection, archive: Archive, store_id: str
@@ -160,7 +160,8 @@ class ArchiveAnswering:
         self._connection = connection
         self._archive = archive
         self._store_id = store_id
-        self.scanned_at: float | None = None
+        self._noted_at: float | None = None
+        self._settled = 0
         answers = {SUBJECT: self._events, EPOCHS_SUBJECT: self._epochs, SCAN_SUBJECT: self._scan}
         self._responder = Responder(connection, answers, lambda: consumer.reading)
 
@@ -188,9 +189,14 @@ class ArchiveAnswering:
 
     async def _scan(self, request: Incoming) -> ScanAnswer:
         question = msgspec.json.decode(request.body, type=ScanQuestion)
-        self.scanned_at = anyio.current_time()
+        if self._noted_at is None or anyio.current_time() - self._noted_at > NOTED:
+            await self._store.write(self._archive.scanned)  # before the answer: what it tells of must not go
+            self._noted_at = anyio.current_time()
         question = msgspec.structs.replace(question, limit=min(question.limit, PAGE))
-        page = await self._store.read(self._archive.scan, question, PAGE_BYTES)
+        page = await self._store.read(self._archive.scan, question, PAGE_BYTES, self._settled)
+        if not page.more:  # as far as that is known: there may be more by now
+            self._settled = await settled_end(self._store, self._archive.end)
+            page = await self._store.read(self._archive.scan, question, PAGE_BYTES, self._settled)
         events = [_archived(position, delivery) for position, delivery in page.events]
         return ScanAnswer(store=self._store_id, events=events, position=page.position, end=page.end, more=page.more)
 

@@ -43,8 +43,18 @@ class Scanned(NamedTuple):
     more: bool
 
 
-ScanArchive = Callable[[Transaction, ScanQuestion, int], Scanned]
-"""Returns a page of an archive in its own order, with bodies of at most so many bytes together, or one event."""
+ScanArchive = Callable[[Transaction, ScanQuestion, int, int], Scanned]
+"""Returns a page of an archive in its own order.
+
+Its arguments, behind the question: the bytes that all bodies may have together, or one event has; and the position at
+which the walk ends (``forebay.settled``).
+"""
+
+ArchiveEnd = Callable[[Transaction], int]
+"""Returns the position of the latest event; 0 for none."""
+
+NoteScan = Callable[[Transaction], None]
+"""Notes that somebody reads an archive in its own order: nothing is deleted for a while."""
 
 FindDeleted = Callable[[Transaction, ArchiveQuestion], list[tuple[int, int]]]
 """Returns the places of a range of an epoch that an archive had and has deleted."""
@@ -69,8 +79,9 @@ class ExportedPart(Protocol):
         ...
 
 
-ExportPart = Callable[[Transaction, Path, int], ExportedPart | None]
-"""Writes the next file of an export to a folder, of events that came before a time in milliseconds; None at the end."""
+ExportPart = Callable[[Transaction, Path, int, int], ExportedPart | None]
+"""Writes the next file of an export to a folder, of events that came before a time in milliseconds, up to a position at
+which the walk ends (``forebay.settled``); None at the end."""
 
 
 class Archive(NamedTuple):
@@ -78,5 +89,7 @@ class Archive(NamedTuple):
 
     read: ReadArchive
     scan: ScanArchive
+    end: ArchiveEnd
+    scanned: NoteScan
     deleted: FindDeleted
     export: ExportPart

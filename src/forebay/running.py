@@ -243,7 +243,7 @@ class RunningService:
             self.timers = Timers(self.declared.timers, charged)
             self._subscriptions.append(opened.on_commit(self.timers.wake))
         asking = partial(ask_all, self._connection)
-        at_work = AtWork(store, self._known, self._url is None, self._scanned_within, asking)
+        at_work = AtWork(store, self._known, self._url is None, asking)
         for each in self.declared.workers:
             worker = Worker(f"{self.name}.{each.make.__name__}", each.make(at_work), every=each.every)
             self._workers.append(worker)
@@ -415,10 +415,6 @@ class RunningService:
             handlers = self.declared.handlers.joined(self.declared.following)
             box = IntentFolder(self.path) if self._url is None else IntentRows(self.store)
             self.intents = Intents(self.name, handlers, self.store, box, readers, followers, self.relay)
-
-    def _scanned_within(self, seconds: float) -> bool:
-        scanned_at = self._archive.scanned_at if self._archive is not None else None
-        return scanned_at is not None and anyio.current_time() - scanned_at < seconds
 
     async def _end_when_damaged(self, store: ServiceStore) -> None:
         """End the process once the database turns out to be damaged: opening it again salvages what can be read."""

@@ -31,7 +31,6 @@ class AtWork(NamedTuple):
         store: the service's.
         settings: its own, of the type that it declares.
         is_file: whether the store is a SQLite file; else it is a schema of a PostgreSQL database.
-        scanned_within: whether somebody read the archive in its own order in so many seconds; for an archive.
         unneeded: asks all consumers up to where nobody needs these epochs of the archive any more; it raises
             ``LinkError`` where one of them does not answer.
     """
@@ -39,7 +38,6 @@ class AtWork(NamedTuple):
     store: UnitStore
     settings: Any
     is_file: bool
-    scanned_within: Callable[[float], bool]
     unneeded: Callable[[list[EpochNeed]], Awaitable[list[int]]]
 
 

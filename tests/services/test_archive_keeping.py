@@ -14,6 +14,7 @@ from pyarrow import parquet
 from core.archive.event import now
 from core.archive.export import DAY, MANIFEST, export_part, read_manifest
 from core.archive.retention import Limits, candidates
+from core.archive.scans import note_scan
 from core.archive.upkeep import Settings, export_days, look_after, trim
 from forebay import Service, UnitOfWork
 from forebay.closing import DELETED
@@ -35,13 +36,17 @@ from tests.stores import on_postgres
 ROOT = Path(__file__).parents[2]
 
 
-def at_work(known: Core, done: int | None = None, *, scanned: bool = False) -> AtWork:
+ALL = 1 << 60
+"""A position behind all others."""
+
+
+def at_work(known: Core, done: int | None = None) -> AtWork:
     """What the archive's upkeep gets, with consumers that are done up to a place; all of it for None."""
 
     async def unneeded(epochs: list[EpochNeed]) -> list[int]:
         return [each.last if done is None else min(done, each.last) for each in epochs]
 
-    return AtWork(known.store, Settings(), not on_postgres(), lambda _: scanned, unneeded)
+    return AtWork(known.store, Settings(), not on_postgres(), unneeded)
 
 
 @asynccontextmanager
@@ -85,11 +90,11 @@ async def test_each_day_is_a_file_with_every_column_and_the_manifest_tells_them_
             assert exported == {**row, "is_json": True}
 
         for events in (3, 2):  # of today: what there is, and what came later is another part
-            part = await known.store.read(export_part, folder, now() + DAY)
+            part = await known.store.read(export_part, folder, now() + DAY, ALL)
             assert part is not None
             assert part.events == events
             await known.take([Stream().event(place, epoch=NEW) for place in (1, 2)])
-        assert await known.store.read(export_part, folder, now() + DAY) is None
+        assert await known.store.read(export_part, folder, now() + DAY, ALL) is None
 
 
 async def test_an_export_that_was_cut_off_before_its_manifest_makes_the_same_file_again(tmp_path: Path) -> None:
@@ -124,12 +129,14 @@ async def test_nothing_goes_that_a_consumer_needs_that_is_not_exported_or_that_i
 ) -> None:
     limits = Limits(keep=86400.0)
     async with archive_with(tmp_path, {10: 8, 5: 5}) as known:
-        assert await trim(at_work(known, scanned=True), limits) == 0, "a rebuild may be under way"
+        await known.store.write(note_scan)
+        assert await trim(at_work(known), limits) == 0, "a rebuild may be under way"
+        await known.store.write(lambda tx: tx.execute("update scanned set at = :at", at=now() - DAY))
         assert await trim(at_work(known, done=0), limits) == 0
         assert await trim(at_work(known, done=6), limits) == 6
         exporting = msgspec.structs.replace(limits, export=tmp_path / "export")
         assert await trim(at_work(known), exporting) == 0, "nothing is exported"
-        assert await known.store.read(export_part, tmp_path / "export", now() - 7 * DAY) is not None
+        assert await known.store.read(export_part, tmp_path / "export", now() - 7 * DAY, ALL) is not None
         assert await trim(at_work(known), exporting) == 2
         assert await places(known) == [9, 10, 11, 12, 13]
 
@@ -201,7 +208,7 @@ async def test_consumers_are_asked_and_told_what_was_deleted_c5(nats_server: Nat
         await known.publish(*(event(f"{1:032x}", n, n) for n in range(1, 6)))
         await known.archived(5)
         epoch = EpochNeed("house-1", "door", f"{1:032x}", 5)
-        asked = AtWork(known.archive.store, Settings(), True, lambda _: False, partial(ask_all, known.connection))
+        asked = AtWork(known.archive.store, Settings(), True, partial(ask_all, known.connection))
 
         async def begun() -> bool:
             return await asked.unneeded([epoch]) == [5]

@@ -14,6 +14,12 @@ from forebay.postgres.session import Connection
 from forebay.postgres.statements import translate
 from forebay.transaction import Row
 
+_UNDER_WAY = """
+    select virtualtransaction as name from pg_locks
+    where locktype = 'relation' and granted and relation = 'forebay_turn'::regclass
+      and database = (select oid from pg_database where datname = current_database())"""
+"""Every writing transaction begins with a lock on this table, and has it until its rows are visible (``group``)."""
+
 FEW = 3
 """Rows up to which ``executemany`` sends one statement after the other: a pipeline costs two round trips more."""
 
@@ -102,6 +108,13 @@ class PostgresTransaction:
             self._cursor.executemany(text, [_values(names, row) for row in rows])
         except psycopg.Error as error:
             self._raise(error)
+
+    def under_way(self) -> frozenset[str]:
+        """Return the writing transactions of the schema that have not ended at this moment; see ``forebay.settled``.
+
+        The server shows its locks as they are, not as they were when the snapshot was taken.
+        """
+        return frozenset(str(row["name"]) for row in self.execute(_UNDER_WAY))
 
     def end(self) -> None:
         """Refuse every further statement: the unit of work has returned."""
