@@ -103,6 +103,8 @@ class CommandConsumer(Consumer):
         await pull.begin_at(self._expected.sequence if self._expected else 1)
 
     def _deliver(self, partition: int, pull: Pull, pulled: Pulled) -> None:
+        if self._broken is not None:
+            return  # what comes behind a command that should not stand there must not move the position past it
         expected, self._expected = self._expected, None
         if expected is None:
             super()._deliver(partition, pull, pulled)

@@ -479,7 +479,7 @@ async def test_a_node_learns_the_list_from_any_reader_and_keeps_it(
             expected = {"version": await version(admin), "consumers": {"audit": ["door"]}}
             assert msgspec.json.decode(reply.body) == expected
     async with emitting(nats_server, tmp_path, Clock()) as node:
-        assert confirming_of(node).needed == ["audit"]
+        await until(lambda: confirming_of(node).needed == ["audit"])  # on PostgreSQL once it is in charge
 
 
 async def test_a_position_in_a_stream_that_is_gone_is_not_said_of_the_one_in_its_place(

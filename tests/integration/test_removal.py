@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import NODE, apply, connected, door, eventually, open_doors, serving
 from tests.integration.test_confirmation import reading
 from tests.services.command_line import forebay
+from tests.stores import url_of
 
 
 def request_of(connection: Connection) -> Request:
@@ -94,11 +96,13 @@ async def test_the_command_shows_partitions_readers_and_lag(nats_server: NatsSer
     async with connected(nats_server.url, node=NODE) as node, connected(nats_server.url, node="core") as core:
         await apply(node, "audit", "stats")
         data = tmp_path / "data"
+        store = url_of(data / "core")
         async with serving(door(), node, data) as edge, reading(nats_server, data):
             await edge.store.write(open_doors, 1, 7)
 
             async def show(name: str) -> dict[int, dict[str, Any]]:
-                command = ("consumers", "show", name, "--nats", nats_server.url, "--data", str(data), "--json")
+                where = ("--store", store) if store else ("--data", str(data))
+                command = ("consumers", "show", name, "--nats", nats_server.url, *where, "--json")
                 done = await anyio.to_thread.run_sync(lambda: forebay(tmp_path, *command))
                 return {each["partition"]: each for each in msgspec.json.decode(done.stdout)}
 
@@ -107,9 +111,10 @@ async def test_the_command_shows_partitions_readers_and_lag(nats_server: NatsSer
 
             await eventually(arrived)
             mine = partition_of(NODE)
+            me = f"{socket.gethostname()}/{os.getpid()}" if store else f"process {os.getpid()}"
             read, unread = await show("audit"), (await show("stats"))[mine]
             assert sorted(read) == list(range(8))
-            assert {each["reader"] for each in read.values()} == {f"process {os.getpid()}"}
+            assert {each["reader"] for each in read.values()} == {me}
             assert (unread["unprocessed"], unread["lag_events"], unread["ack_floor"]) == (7, 7, 0)
             assert unread["lag_seconds"] > 0
             assert unread["reader"] is None

@@ -23,6 +23,7 @@ from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from forebay.withholding import listed
 from tests.integration.rig import (
+    NODE,
     NOTES,
     apply,
     connected,
@@ -36,6 +37,7 @@ from tests.integration.rig import (
     until,
 )
 from tests.services.command_line import forebay
+from tests.stores import url_of
 
 SMALL, LARGE = "max_payload: 8192\n", "max_payload: 1048576\n"
 BIG = "x" * 20_000
@@ -166,7 +168,9 @@ async def test_a_person_has_withheld_events_tried_again_by_command_and_over_http
         await create_stream(connection, max_msg_size=8192)
         async with serving(door(), connection, tmp_path / "nodes") as service:
             app: Any = build_application([service], lambda: True, "1")
-            retry = partial(forebay, tmp_path, "outbox", "retry", FOREBAY_DATA=str(tmp_path))
+            url = url_of(tmp_path / "nodes" / NODE)
+            where = {"FOREBAY_STORE": url} if url else {"FOREBAY_DATA": str(tmp_path)}
+            retry = partial(forebay, tmp_path, "outbox", "retry", **where)
             assert (await anyio.to_thread.run_sync(retry)).stdout == "nothing is withheld\n"
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://node") as http:
                 assert (await http.post("/ops/window/withheld/retry")).status_code == 404
