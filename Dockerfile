@@ -72,11 +72,11 @@ COPY --from=packages-edge /out .
 COPY --from=engine-edge /out .
 COPY --from=services-edge /out .
 # Importing once as root leaves bytecode of those modules of Python that the base image has not compiled.
-RUN python -c "import forebay.process, forebay.cli.main, sqlite_utils, edge.till.app, edge.gateway.app"
+RUN python -c "import forebay.process, forebay.cli.main, sqlite_utils, edge.till.app, edge.gateway.app, edge.coldchain.app, edge.stock.app"
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="forebay edge" \
-      org.opencontainers.image.description="The services of an edge node: till and gateway" \
+      org.opencontainers.image.description="The services of an edge node: till, gateway, cold chain and stock" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV FOREBAY_PORT=8100
@@ -85,17 +85,17 @@ VOLUME /data
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "forebay.cli.health"]
 ENTRYPOINT ["forebay"]
-CMD ["run", "edge.till", "edge.gateway"]
+CMD ["run", "edge.till", "edge.gateway", "edge.coldchain", "edge.stock"]
 
 FROM runtime AS core
 COPY --from=packages-core /out .
 COPY --from=engine-core /out .
 COPY --from=services-core /out .
-RUN python -c "import forebay.process, forebay.cli.main, sqlite_utils, yaml, core.archive.app, core.coldwatch.app, core.sales.app"
+RUN python -c "import forebay.process, forebay.cli.main, sqlite_utils, yaml, psycopg, core.archive.app, core.coldwatch.app, core.orders.app, core.sales.app"
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="forebay core" \
-      org.opencontainers.image.description="The central services: archive, sales and the cold watch; and apply, for streams and durables" \
+      org.opencontainers.image.description="The central services: archive, cold watch, orders and sales; and apply, for streams and durables" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV FOREBAY_PORT=8200
@@ -104,4 +104,4 @@ VOLUME /data
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "forebay.cli.health"]
 ENTRYPOINT ["forebay"]
-CMD ["run", "core.archive", "core.coldwatch", "core.sales"]
+CMD ["run", "core.archive", "core.coldwatch", "core.orders", "core.sales"]

@@ -41,7 +41,11 @@ def test_every_service_has_limits_a_restart_policy_and_a_read_only_root(compose:
         assert {"mem_limit", "restart", "stop_grace_period"} <= service.keys(), name
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
-    assert {name for name, service in compose["services"].items() if "depends_on" in service} == {"apply", "core"}
+    assert {name for name, service in compose["services"].items() if "depends_on" in service} == {
+        "apply",
+        "register",
+        "core",
+    }
 
 
 def test_compose_and_the_docs_name_the_images_that_this_release_builds() -> None:

@@ -9,12 +9,15 @@ import re
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from forebay.testing.nats_server import NatsServer
+from forebay.testing.postgres_server import PostgresServer
 from tests.faults.fleet import until
 from tests.image.conftest import ROOT
 from tests.image.container import Container, Image, started
@@ -66,6 +69,46 @@ async def test_sales_go_through_the_edge_image_into_the_core_image(
             await kept_alive.get(f"{one.url}/livez")
             for each in (one, two, center):
                 assert each.stop() < 10
+
+
+@pytest.mark.parametrize("store", ["files", "postgres"])
+async def test_an_order_and_a_warm_fridge_go_through_all_services_of_the_images(
+    store: str, edge: Image, core: Image, nats_server: NatsServer, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    nats = {"FOREBAY_NATS": nats_server.url}
+    apply(core, core.volume(tmp_path / "apply"), nats_server.url)
+    register = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["register"]["command"]
+    with started(core, core.volume(tmp_path / "register"), *register, settings=nats) as once:
+        assert once.wait() == 0, once.log.read_text()
+    at = nats | ({"FOREBAY_STORE": postgres_server.create_database()} if store == "postgres" else {})
+    with (
+        started(edge, edge.volume(tmp_path / "1"), settings={**nats, "FOREBAY_NODE": "store-330"}) as node,
+        started(core, core.volume(tmp_path / "core"), settings=at) as center,
+    ):
+        await node.answers("/readyz")
+        await center.answers("/readyz")
+        receipt = {"request": "r1", "at": SALE["at"], "lines": [{"product": 7, "quantity": 5}]}
+        assert httpx.post(f"{node.url}/stock/receipts", json=receipt).status_code == 201
+        order = {"order": "o1", "store": "store-330", "lines": [{"product": 7, "quantity": 2}], "cents": 500}
+        assert httpx.post(f"{center.url}/orders", json=order).status_code == 201
+        begin = datetime.now(UTC) - timedelta(hours=2)
+        warm = [
+            {"fridge": "f1", "at": (begin + timedelta(minutes=minute)).isoformat(), "milli_degrees": 12_000}
+            for minute in range(0, 30, 5)
+        ]
+        assert httpx.post(f"{node.url}/coldchain/readings", json={"readings": warm}).status_code == 201
+
+        async def confirmed() -> bool:
+            return bool((await center.answers("/orders/o1")).json()["status"] == "confirmed")
+
+        async def told() -> bool:
+            return "f1" in (await center.answers("/coldwatch/alerts")).text
+
+        await until(confirmed, limit=30, what=lambda: httpx.get(f"{center.url}/orders/o1").text)
+        await until(told, limit=30, what=lambda: httpx.get(f"{center.url}/coldwatch/alerts").text)
+        assert httpx.get(f"{node.url}/stock/products/7").json()["reserved"] == 2
+        for each in (node, center):
+            assert each.stop() < 10
 
 
 async def test_containers_wait_for_their_broker_and_connect_later(edge: Image, core: Image, tmp_path: Path) -> None:

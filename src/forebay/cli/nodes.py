@@ -40,7 +40,7 @@ def nodes() -> None:
 
 
 @nodes.command()
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option(
     "--service",
     "services",
@@ -50,15 +50,15 @@ def nodes() -> None:
 )
 @nats_option
 @click.pass_obj
-def add(project: Project, name: str, services: tuple[str, ...], url: str) -> None:
-    """Register node NAME: make what its services take their commands from.
+def add(project: Project, names: tuple[str, ...], services: tuple[str, ...], url: str) -> None:
+    """Register one or several nodes: make what their services take their commands from.
 
     It can be repeated; what is there stays as it is. nodes/commands.yaml in jetstream-config is the template.
     """
     chosen = list(services) or taking_commands(project)
     if not chosen:
         raise ConfigurationError("no edge service of forebay.toml handles commands", hint="give --service")
-    destinations = [destination_of(name, service) for service in chosen]
+    destinations = [destination_of(name, service) for name in names for service in chosen]
     settings = node_template(project.jetstream_config)
 
     async def work(request: Request) -> list[bool]:
