@@ -12,7 +12,11 @@ from typing import Any
 
 from tests.faults.history import Books, ConsumerState, Effect, Epoch, OutboxState
 
-DOMAIN = {"meter": "select number, event from reading", "audit": "select number, event from notice"}
+DOMAIN = {
+    "meter": "select number, event from reading",
+    "audit": "select number, event from notice",
+    "till": "select cast(basket as integer), event from sale",
+}
 """Where each emitting service of the harness keeps what it wrote beside its events."""
 
 
