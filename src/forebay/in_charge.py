@@ -7,27 +7,18 @@ and one of them holds the charge, a lock of its writing session; when that sessi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import anyio
 from anyio.abc import TaskStatus
 
 from forebay.errors import StoreError
-from forebay.stores import Charge
+from forebay.stores import Charge, Part
 
 logger = logging.getLogger(__name__)
 
 LOOK = 0.5
-"""Seconds between looks whether this process is in charge, and for what other processes have committed."""
-
-
-class Part(Protocol):
-    """A long-lived part of a service."""
-
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled."""
-        ...
+"""Seconds between looks whether this process is in charge."""
 
 
 class InCharge:
@@ -37,16 +28,12 @@ class InCharge:
         service: its name, in log lines.
         charge: the lock.
         parts: what runs alone.
-        wakes: called at each look: what another process has committed is told by nobody.
     """
 
-    def __init__(
-        self, service: str, charge: Charge, parts: Sequence[Part], wakes: Sequence[Callable[[], None]]
-    ) -> None:
+    def __init__(self, service: str, charge: Charge, parts: Sequence[Part]) -> None:
         self._service = service
         self._charge = charge
         self._parts = parts
-        self._wakes = wakes
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Wait for the charge, run the parts while it lasts, and wait again, until cancelled."""
@@ -57,9 +44,7 @@ class InCharge:
                 async with anyio.create_task_group() as tasks:
                     for part in self._parts:
                         await tasks.start(part.run)
-                    while await self._has():
-                        for wake in self._wakes:
-                            wake()
+                    while await self._has():  # noqa: ASYNC110 - a lock that is lost tells nobody
                         await anyio.sleep(LOOK)
                     tasks.cancel_scope.cancel()
                 logger.warning("service.charge_lost", extra={"service": self._service})

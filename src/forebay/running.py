@@ -29,7 +29,7 @@ from forebay.followed import FollowedLane
 from forebay.followers import Followers
 from forebay.following import Followed, Follower
 from forebay.identity import CORE, PARTITIONS, Place, parse_message_id
-from forebay.in_charge import InCharge, Part
+from forebay.in_charge import InCharge
 from forebay.intent_box import IntentFolder, IntentRows
 from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
@@ -49,7 +49,7 @@ from forebay.sqlite import DiskConfig, MigrationSet
 from forebay.sqlite.beside import FileBeside
 from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.lock import FileLock
-from forebay.stores import Charge, ChargedStore, ServiceStore, postgres_beside
+from forebay.stores import Charge, ChargedStore, Part, ServiceStore, postgres_beside
 from forebay.timers import Timers
 from forebay.tracking import Whereabouts, find
 from forebay.unit_of_work import UnitStore
@@ -338,10 +338,9 @@ class RunningService:
             if part is not None:
                 await tasks.start(part.run)
         alone: list[Part] = [part for part in (*sending, *taking) if part is not None]
-        if self._charge is not None and self._url is not None and alone:
-            wakened = (self.relay, self.command_relay, self.timers, *self._workers)
-            wakes = [part.wake for part in wakened if part is not None]
-            alone = [InCharge(self.name, self._charge, alone, wakes)]
+        foreign = self._opened.foreign_commits() if self._opened is not None else None
+        if self._charge is not None and foreign is not None and alone:
+            alone = [InCharge(self.name, self._charge, [*alone, foreign])]
         for one in alone:
             await tasks.start(one.run)
         if self._opened is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
+import anyio
+from anyio.abc import TaskStatus
+
 from forebay.errors import ConfigurationError, StoreError
 from forebay.partitions import Partitions
 from forebay.transaction import Store, Transaction
@@ -31,6 +34,14 @@ class Charge(Protocol):
         Raises:
             NotTheReaderError: it does not.
         """
+        ...
+
+
+class Part(Protocol):
+    """A long-lived part of a service."""
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
         ...
 
 
@@ -85,6 +96,10 @@ class ServiceStore(Store, Protocol):
 
     def charge(self) -> Charge:
         """Return what one process at a time does with this store."""
+        ...
+
+    def foreign_commits(self) -> Part | None:
+        """Return what calls the callbacks of ``on_commit`` after commits of other processes too; None without any."""
         ...
 
     async def close(self) -> None:

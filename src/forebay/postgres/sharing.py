@@ -106,8 +106,8 @@ class Charge:
             raise NotTheReaderError(f"another process sends the events of {self._schema}")
 
     def _forget(self, _: Connection) -> None:
-        self._held = False
+        self._held = self._writer.in_charge = False
 
     def _take(self, connection: Connection) -> bool:
-        self._held = self._held or self._locks.take_charge(connection)
+        self._held = self._writer.in_charge = self._held or self._locks.take_charge(connection)
         return self._held

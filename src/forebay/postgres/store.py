@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from forebay.errors import StoreClosedError, StoreError
 from forebay.postgres.address import Address, parse_address
+from forebay.postgres.foreign import ForeignCommits
 from forebay.postgres.migrations import migrate
 from forebay.postgres.readers import Readers
 from forebay.postgres.session import connect
@@ -133,6 +134,10 @@ class PostgresStore:
             A function that unsubscribes it; calling that again does nothing.
         """
         return self._writer.listen(callback)
+
+    def foreign_commits(self) -> ForeignCommits:
+        """Return what calls the callbacks of ``on_commit`` after commits of other processes too, while it runs."""
+        return ForeignCommits(self.address, self._writer.committed_elsewhere)
 
     async def close(self) -> None:
         """Run what is queued, then close the sessions; may be called again.

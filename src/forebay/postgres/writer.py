@@ -18,6 +18,7 @@ from forebay.crash_points import reach
 from forebay.errors import ForebayError, StoreError
 from forebay.postgres.address import Address
 from forebay.postgres.failures import store_error
+from forebay.postgres.foreign import channel_of
 from forebay.postgres.group import Group
 from forebay.postgres.readers import Readers
 from forebay.postgres.session import WRITER, Backend, Connection, check, connect, end_backend
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 TICK = 1.0
 """Seconds between looks after the session while nothing is written."""
+
+TELL_EVERY = 0.02
+"""Seconds between two words to the process in charge about what was committed here, at least."""
 
 TURNS = 0.5
 """Seconds after a collision for which every group waits for its turn."""
@@ -54,6 +58,7 @@ class Writer:
         problem: why nothing can be written now; empty while it can.
         uncertain: whether a COMMIT may be under way on a session that was lost.
         collisions: transactions that were run again because they collided with another process's.
+        in_charge: whether this process looks after what is committed; else it tells the one that does.
         stopped: done once the thread has closed its session.
     """
 
@@ -75,6 +80,9 @@ class Writer:
         self._connect_at = 0.0
         self._in_turn_until = 0.0
         self._looked_at = 0.0
+        self._untold = False
+        self._told_at = 0.0
+        self.in_charge = False
         self.on_session: list[Callable[[Connection], None]] = []
         self.backend: Backend | None = None
         self.problem = ""
@@ -115,6 +123,10 @@ class Writer:
         """Take no more units; the thread ends after those that are queued."""
         self._queue.stop()
 
+    def committed_elsewhere(self) -> None:
+        """Let those who listen know that another process has committed something."""
+        self._answers.give([], committed=True)
+
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the event loop after commits; return a function that ends it."""
         return self._answers.listen(callback)
@@ -130,12 +142,30 @@ class Writer:
                 self._answers.call(settle, opened, error)
                 return
             self._answers.call(settle, opened, None)
-            while (works := self._queue.take(max(0.0, self._looked_at + TICK - time.monotonic()))) is not None:
+            while (works := self._queue.take(self._idle_time())) is not None:
                 self._run_all(works)
+                self._tell()
                 if self._looked_at + TICK <= time.monotonic():
                     self._look()
         finally:
             self._end(works or [])
+
+    def _idle_time(self) -> float:
+        """Return the seconds after which there is something to do though nothing is written."""
+        due = self._looked_at + TICK
+        if self._untold:
+            due = min(due, self._told_at + TELL_EVERY)
+        return max(0.0, due - time.monotonic())
+
+    def _tell(self) -> None:
+        """Tell the process in charge that something was committed here."""
+        if not self._untold or self._connection is None or time.monotonic() < self._told_at + TELL_EVERY:
+            return
+        try:
+            self._connection.execute("select pg_notify($1, '')", [channel_of(self._address.schema)])
+        except psycopg.Error as error:
+            self._lose(error)
+        self._untold, self._told_at = False, time.monotonic()
 
     def _run_all(self, works: list[Work]) -> None:
         """Run groups, and what is to run beside them, in their order."""
@@ -179,6 +209,7 @@ class Writer:
         if verdict.broken is not None:
             self.uncertain = True
             self._lose(verdict.broken)
+        self._untold |= verdict.committed and not self.in_charge
         self._answers.give(works, committed=verdict.committed)
         reach("write.answered")
 

@@ -196,6 +196,9 @@ class SqliteStore:
         """Return all partitions: the file's lock keeps other processes out."""
         return AllPartitions(count)
 
+    def foreign_commits(self) -> None:
+        """Return None: nobody else writes."""
+
     def charge(self) -> Always:
         """Return the charge that this process always has."""
         return Always()
