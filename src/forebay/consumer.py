@@ -28,8 +28,8 @@ from forebay.identity import PARTITIONS
 from forebay.intake import Taken
 from forebay.jetstream.claims import claim_durable
 from forebay.jetstream.connection import Connection
+from forebay.jetstream.pulling import REQUEST_EXPIRES, SHARED_EXPIRES, Pull
 from forebay.jetstream.pulling import Delivery as Pulled
-from forebay.jetstream.pulling import Pull
 from forebay.jetstream.streams import StreamState, consumer_info, message_id_at, stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.parking import Whose
@@ -229,6 +229,7 @@ class Consumer:
                 durable,
                 deliver=partial(self._deliver, partition),
                 on_broken=partial(self._pull_broken, partition),
+                expires=SHARED_EXPIRES if self._partitions.shared else REQUEST_EXPIRES,
             )
             self._pulls[partition] = pull
             self.committed[partition] = sequence

@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 REQUEST_EXPIRES = 30.0
 """Seconds after which the broker gives up an open pull and is asked again."""
 
+SHARED_EXPIRES = 2.0
+"""The same where other processes may take the durable over: what a frozen one has asked for swallows deliveries until
+it expires, so that is over before its database session is, and with it its lock."""
+
 HEARTBEAT = 5.0
 """Seconds of silence after which the broker says that an open pull is alive; twice that without a word is broken."""
 
@@ -71,6 +75,7 @@ class Pull:
         on_broken: Callable[[Pull, str], None],
         batch: int = 256,
         heartbeat: float = HEARTBEAT,
+        expires: float = REQUEST_EXPIRES,
     ) -> None:
         """Prepare a pull; nothing is sent before ``begin``.
 
@@ -82,7 +87,8 @@ class Pull:
             on_broken: plain function, called at most once after each ``begin``, with the reason; nothing is
                 delivered after it. The reader begins again from its database's position.
             batch: messages asked for at a time.
-            heartbeat: seconds, see ``HEARTBEAT``.
+            heartbeat: seconds, see ``HEARTBEAT``; where requests expire sooner, that they do is the sign of life.
+            expires: seconds, see ``REQUEST_EXPIRES``.
         """
         self.stream = stream
         self.durable = durable
@@ -91,6 +97,7 @@ class Pull:
         self._on_broken = on_broken
         self._batch = batch
         self._heartbeat = heartbeat
+        self._expires = expires
         self._begin = 0
         self._open = False
         self._task: asyncio.Task[None] | None = None
@@ -316,7 +323,9 @@ class Pull:
         if not self._requested:
             self._heard = now
         self._requested += count
-        request = {"batch": count, "expires": int(REQUEST_EXPIRES * 1e9), "idle_heartbeat": int(self._heartbeat * 1e9)}
+        request = {"batch": count, "expires": int(self._expires * 1e9)}
+        if 2 * self._heartbeat <= self._expires:  # the server refuses others
+            request["idle_heartbeat"] = int(self._heartbeat * 1e9)
         await self._connection.publish(self._request_subject, msgspec.json.encode(request), reply=self._inbox)
 
     async def _send_acknowledgement(self) -> None:
