@@ -1,7 +1,11 @@
-"""Requests of the shop floor: each has a name that its client gave it, and counts once however often it is sent."""
+"""Requests of the shop floor: each has a name that its client gave it, and counts once however often it is sent.
+
+Names are known for 30 days; what a client sends again later counts again.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Annotated, Generic, NamedTuple, TypeVar
 
@@ -12,6 +16,12 @@ from forebay import UnitOfWork
 from forebay.problems import ProblemError
 
 T = TypeVar("T")
+
+KEPT = 30 * 24 * 3600
+"""Seconds for which a request is known at least: a client that got no answer asks again, hours or days later."""
+
+FORGET_STEP = 16
+"""Old requests that one write forgets: no write pays for a long silence."""
 
 # No control characters, as in the keys of events; the end is not written as $, which also matches before a line feed.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+(?![\s\S])")]
@@ -70,6 +80,7 @@ def once(
         ProblemError: 409, a request of that name said something else. What ``act`` raises leaves nothing.
     """
     text = msgspec.json.encode([what, said]).decode()
+    now = int(time.time())
     rows = tx.execute("select said, answer from request where request = :request", request=said.request)
     if rows:
         if rows[0]["said"] != text:
@@ -78,9 +89,22 @@ def once(
         return Answered(msgspec.json.decode(rows[0]["answer"], type=answer), new=False)
     done = act()
     tx.execute(
-        "insert into request (request, said, answer) values (:request, :said, :answer)",
+        "insert into request (request, said, answer, made_at) values (:request, :said, :answer, :now)",
+        now=now,
         request=said.request,
         said=text,
         answer=msgspec.json.encode(done).decode(),
     )
+    tx.execute("update request set made_at = :now where made_at = 0", now=now)  # an older release wrote them
+    forget(tx, now - KEPT, FORGET_STEP)
     return Answered(done, new=True)
+
+
+def forget(tx: UnitOfWork, before: int, limit: int) -> None:
+    """Forget at most ``limit`` requests that were made before a time in seconds since 1970, the oldest first."""
+    tx.execute(
+        "delete from request where request in"
+        " (select request from request where made_at < :before order by made_at limit :limit)",
+        before=before,
+        limit=limit,
+    )

@@ -22,15 +22,15 @@ from anyio.abc import TaskStatus
 from forebay.archive_reading import ArchiveReader
 from forebay.backoff import Backoff
 from forebay.building import Building, GivenUpError, StandsError
+from forebay.catching_up import CatchingUp
 from forebay.consumer import Consumer
 from forebay.crash_points import reach
 from forebay.errors import ConfigurationError, LinkError, StoreError, TopologyError
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.streams import StreamState, consumer_info, stream_state
+from forebay.jetstream.streams import stream_state
 from forebay.outbox import Outbox
-from forebay.positions import positions_of
 from forebay.projection import FAILED, LACKING, RUNNING, Lacking, Rebuild, asked, effects, finish, stand
 from forebay.replaying import progress
 from forebay.scripts import MigrationSet
@@ -205,19 +205,11 @@ class Rebuilding:
         while not self._consumer.reading:  # noqa: ASYNC110 - nobody tells
             await anyio.sleep(INTERVAL)
         state = await stream_state(self._connection, self._consumer.stream)
+        catching_up = CatchingUp(self._consumer, self._store, self._connection)
         for partition in range(PARTITIONS):
-            while not await self._has_read(partition, state):  # noqa: ASYNC110 - nobody tells
+            while not await catching_up.has_read(partition, state):  # noqa: ASYNC110 - nobody tells
                 await anyio.sleep(INTERVAL)
         return seen_before
-
-    async def _has_read(self, partition: int, state: StreamState) -> bool:
-        """Whether what is in a partition was read, by this process or another one."""
-        position = (await self._store.read(positions_of, self._consumer.stream)).get(partition)
-        at = position.sequence if position is not None and position.incarnation == state.created else 0
-        if at >= state.last:
-            return True
-        info = await consumer_info(self._connection, self._consumer.stream, f"{self._consumer.name}-{partition}")
-        return info.pending == 0 and info.delivered <= at
 
     async def _open(self, rebuild: Rebuild) -> ServiceStore:
         try:

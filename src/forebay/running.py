@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from forebay.answering import Answering
 from forebay.archive_reading import ArchiveAnswering, ArchiveReader
+from forebay.catching_up import CatchingUp
 from forebay.clock_offsets import ClockOffsets
 from forebay.closing import Closing
 from forebay.command import Destination
@@ -240,7 +241,13 @@ class RunningService:
             self._take_commands(store, store_id)
         if self.declared.timers:
             charged = UnitStore(ChargedStore(opened, charge), self.outbox, self._known)
-            self.timers = Timers(self.declared.timers, charged)
+            catching_up = CatchingUp(self.consumer, store, self._connection) if self.consumer is not None else None
+            self.timers = Timers(
+                self.declared.timers,
+                charged,
+                patient=self.declared.patient,
+                caught_up=catching_up.done if catching_up is not None else None,
+            )
             self._subscriptions.append(opened.on_commit(self.timers.wake))
         asking = partial(ask_all, self._connection)
         at_work = AtWork(store, self._known, self._url is None, asking)

@@ -74,6 +74,8 @@ class Service(Routes):
         self.archive: Archive | None = None
         self.timers: dict[str, TimerHandler] = {}
         """What happens when a timer fires, by its owner (``forebay.timers``)."""
+        self.patient: set[str] = set()
+        """Owners whose timers end the waiting for an answer: they fire once what the stream has was read."""
         self.windows = Windows()
         self.workers: list[Employed] = []
         """What it does outside its store, and after how many seconds at the latest (``forebay.worker``)."""
@@ -255,6 +257,7 @@ class Service(Routes):
                 self.on(event)(move)
         for owner, handler in sagas.timers.items():
             self.on_timer(owner)(handler)
+            self.patient.add(owner)
         return sagas
 
     def works(self, *, every: float = 1.0, after_commits: bool = True) -> Callable[[MakeWork], MakeWork]:

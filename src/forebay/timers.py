@@ -4,7 +4,8 @@ A timer is set and cancelled in the transaction that wants it, and fires in a tr
 out: once, however often the process dies around it. What its handler emits carries the deadline as its cause (rule
 B5): a store that was restored from a backup and fires again has no second effect.
 
-Deadlines are wall-clock times of this machine. One that passed while the process was down fires at the next start.
+Deadlines are wall-clock times of this machine. One that passed while the process was down fires at the next start; one
+that waits for an answer by the stream (a saga's) once what the stream had by then was read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
@@ -33,6 +34,9 @@ TOGETHER = 32
 
 LONGEST_WAIT = 30.0
 """Seconds after which the wall clock is looked at again, whatever is due: it may have been set."""
+
+LATE_LOOK = 0.5
+"""Seconds between looks whether timers that are due have waited for long enough for what the stream has."""
 
 FIRST_RETRY = 1.0
 """Seconds until a timer whose handler failed is tried again; they double with each attempt."""
@@ -122,17 +126,28 @@ class Timers:
         handlers: by owner. Timers of other owners stay until a release that knows them.
         store: where they are.
         clock: seconds since 1970.
+        patient: owners whose timers end the waiting for something that the stream may have by now.
+        caught_up: whether what the stream has was read; until then theirs do not fire.
 
     Attributes:
         totals: what was done since the start.
     """
 
     def __init__(
-        self, handlers: Mapping[str, TimerHandler], store: UnitStore, clock: Callable[[], float] = time.time
+        self,
+        handlers: Mapping[str, TimerHandler],
+        store: UnitStore,
+        clock: Callable[[], float] = time.time,
+        *,
+        patient: Iterable[str] = (),
+        caught_up: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._handlers = handlers
         self._store = store
         self._clock = clock
+        self._patient = frozenset(patient)
+        self._caught_up = caught_up
+        self._held = False
         self._wakened = anyio.Event()
         self.totals = TimerTotals()
 
@@ -150,7 +165,9 @@ class Timers:
                 if await self.fire_due():
                     backoff.reset()
                     continue
-                wait = await self._store.read(_until_next, list(self._handlers), self._now())
+                wait = LATE_LOOK
+                if not self._held:
+                    wait = await self._store.read(_until_next, list(self._handlers), self._now())
             except StoreError as error:
                 logger.warning("timers.paused", extra={"reason": str(error)})
                 await anyio.sleep(backoff.next())
@@ -164,7 +181,7 @@ class Timers:
         Raises:
             StoreError: the database failed; what had not fired by then stays.
         """
-        due = await self._store.read(_due, list(self._handlers), self._now())
+        due = await self._due()
         failures: list[StoreError] = []
 
         async def fire(row: Row) -> None:
@@ -180,6 +197,16 @@ class Timers:
         if failures:
             raise failures[0]
         return len(due)
+
+    async def _due(self) -> list[Row]:
+        due = await self._store.read(_due, list(self._handlers), self._now())
+        self._held = False
+        if self._caught_up is not None and any(row["owner"] in self._patient for row in due):
+            self._held = not await self._caught_up()
+        if self._held:
+            others = [owner for owner in self._handlers if owner not in self._patient]
+            due = await self._store.read(_due, others, self._now())
+        return due
 
     async def _fire(self, row: Row) -> None:
         timer = Timer(row["owner"], row["instance"], row["name"], _time(row["deadline"]))

@@ -121,6 +121,22 @@ async def test_a_request_of_the_same_name_with_other_contents_is_a_conflict(stoc
     assert await level(stock, MILK) == (12, 0, 12)
 
 
+async def test_a_request_is_known_for_a_month_and_forgotten_after_it(stock: Served) -> None:
+    def age(tx: UnitOfWork, request: str, days: int) -> None:
+        made_at = int((datetime.now(UTC) - timedelta(days=days)).timestamp())
+        tx.execute("update request set made_at = :at where request = :request", at=made_at, request=request)
+
+    for request in ("old", "younger"):
+        await receive(stock, request, milk=1)
+    await stock.store.write(age, "old", 31)
+    await stock.store.write(age, "younger", 29)
+    await stock.store.write(lambda tx: tx.execute("insert into request (request, said, answer) values ('0.1', '', '')"))
+    await receive(stock, "new", milk=1)
+    rows = await stock.store.read(lambda tx: tx.execute("select request, made_at from request order by request"))
+    assert [row["request"] for row in rows] == ["0.1", "new", "younger"]
+    assert rows[0]["made_at"] == rows[1]["made_at"], "what an older release wrote counts from when that is noticed"
+
+
 async def test_an_order_gets_all_of_its_products_or_none(stock: Served) -> None:
     await receive(stock, "D-1", milk=12, bread=3)
     refused = await reserve(stock, "o-1", milk=5, bread=4)
