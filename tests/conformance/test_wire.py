@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -15,6 +16,7 @@ from forebay.clock import HybridClock
 from forebay.drafts import Draft, Extra
 from forebay.envelope import Message, command_subject, decode_message, encode_headers, event_subject, identify
 from forebay.event import Event
+from forebay.frame import decode_frame, encode_frame, identify_frame
 from forebay.identity import Place, partition_of
 from forebay.jetstream.topology import confirmed_by
 from forebay.lanes import Lane
@@ -66,6 +68,37 @@ MESSAGE = Message(
     tracestate="vendor=x",
     body='{"basket":"Kasse 3 € 100%","cents":1299}'.encode(),
 )
+
+MORE: list[dict[str, Any]] = [
+    {"key": "Fridge 7 €", "hlc": WALL << 16, "body": '{"fridge":"Fridge 7 €","milli_degrees":4100}'.encode()},
+    {
+        "hlc": WALL << 16 | 1,
+        "cause": MESSAGE.cause,
+        "traceparent": MESSAGE.traceparent,
+        "tracestate": MESSAGE.tracestate,
+        "attributes": {"expirytime": "2026-03-01T12:53:26Z"},
+        "body": b'{"fridge":"8","milli_degrees":-18250}',
+    },
+    {"key": "9", "hlc": WALL << 16 | 2, "content_type": "application/cbor", "body": bytes([0xA1, 0x01, 0x02])},
+]
+
+FRAMED = [
+    Message(
+        message_id=f"{EPOCHS[1]}-{sequence}",
+        node="store-330",
+        service="coldchain",
+        kind="fridge-read",
+        id=f"{EPOCHS[1]}-{sequence}",
+        source="/store-330/coldchain",
+        type="coldchain.fridge-read.v1",
+        time=TIME,
+        lane="telemetry",
+        place=Place(EPOCHS[1], sequence),
+        prev=Place(EPOCHS[0], 41),
+        **more,
+    )
+    for sequence, more in enumerate(MORE, 7)
+]
 
 ASKED = Question(
     1,
@@ -175,6 +208,24 @@ def test_an_event_is_read_as_in_the_golden_example() -> None:
     assert msgspec.json.decode(example["body"], type=SaleRecorded) == SaleRecorded(basket="Kasse 3 € 100%", cents=1299)
 
 
+def test_a_frame_is_written_as_in_the_golden_example_i4() -> None:
+    example = golden("frame")
+    headers, body = encode_frame(FRAMED)
+    assert headers == example["headers"]
+    assert body.decode() == example["body"]
+    assert event_subject(FRAMED[0].node, FRAMED[0].service, FRAMED[0].kind) == example["subject"]
+    assert encode_frame(FRAMED, packed=True)[0] == golden("frame-packed")["headers"]
+
+
+@pytest.mark.parametrize("name", ["frame", "frame-packed"])
+def test_a_frame_is_read_as_in_the_golden_example_i4(name: str) -> None:
+    example = golden(name)
+    body = base64.b64decode(example["body_base64"]) if "body_base64" in example else example["body"].encode()
+    frame = identify_frame(example["stored_subject"], example["headers"])
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    assert decode_frame(frame, body, at) == [msgspec.structs.replace(each, stored_at=at) for each in FRAMED]
+
+
 def test_headers_of_a_later_release_are_passed_over() -> None:
     example = golden("event")
     headers = {**example["headers"], "forebay-color": "red", "Nats-Time-Stamp": "x"}
@@ -270,5 +321,5 @@ def test_the_list_of_consumers_is_read_and_written_as_in_the_golden_example_s3()
 
 def test_every_golden_example_is_tested() -> None:
     names = {"event", "confirmation-question", "confirmation-answer", "confirmed-by"}
-    names |= {"command", "command-question", "command-answer"}
+    names |= {"frame", "frame-packed", "command", "command-question", "command-answer"}
     assert {path.stem for path in WIRE.glob("*.json")} >= names
