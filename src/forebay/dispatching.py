@@ -7,19 +7,19 @@ has to be sent again; the others cost nothing. What one of them is refused holds
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
+import msgspec
+
 from forebay.crash_points import reach
-from forebay.envelope import Message, encode_headers
 from forebay.forwarding import BATCH, LaneState
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Outgoing, Publisher
+from forebay.jetstream.publishing import Publisher
 from forebay.link import Link
 from forebay.outbox import Outbox
+from forebay.packets import Packet
 from forebay.relay import Relay
 from forebay.sequences import Range
 from forebay.transaction import Transaction
@@ -178,49 +178,44 @@ class CommandRelay(Relay):
         for origin, part in zip(origins, parts, strict=False):  # those that were not read have their turn first
             looked_to = self._unsent.pop(origin)
             (self._unsent if part else self._nothing_to)[origin] = looked_to
-        parts = [part for part in parts if part]
-        if not parts:
+        origins = origins[: len(parts)]
+        if not any(parts):
             return
-        outgoing = [
-            Outgoing(self._outbox.subject(message), encode_headers(message), message.body)
-            for part in parts
-            for message in part
-        ]
-        sizes = list(accumulate(map(self._publisher.wire_bytes, outgoing)))
-        outgoing = outgoing[: max(1, bisect_right(sizes, room))]
-        singly = any(self._state(Sent(lane, part[0].destination)).singly for part in parts)
+        packets: list[Packet] = []
+        size = 0
+        for packet in [packet for part in parts for packet in part]:
+            size += packet.size
+            if packets and size > room:
+                break
+            packets.append(packet)
+        size = sum(packet.size for packet in packets)
+        singly = any(self._state(origin).singly for origin, part in zip(origins, parts, strict=True) if part)
         reach("relay.publishing")
-        outcomes = await self._publish(lane, outgoing, sizes[len(outgoing) - 1], atomic=not singly)
+        outcomes = await self._publish(lane, packets, size, atomic=not singly)
         reach("relay.published")
         at = 0
-        for part in parts:
+        for origin, part in zip(origins, parts, strict=True):
             mine = outcomes[at : at + len(part)]
             at += len(part)
             if not mine:
-                break
-            messages = part[: len(mine)]
-            state = self._state(Sent(lane, messages[0].destination))
+                continue
+            state = self._state(origin)
             # Judged by itself: what is refused to one destination may be the destination's, and then it has to wait.
-            settled, _ = await self._settle(lane, state, messages, mine)
+            settled, _ = await self._settle(lane, state, part[: len(mine)], mine, origin.destination)
             if settled:
-                state.sent = messages[settled - 1].place
+                state.sent = part[settled - 1].place
 
-    def _read(self, tx: Transaction, origins: Sequence[Sent], room: int) -> list[list[Message]]:
+    def _read(self, tx: Transaction, origins: Sequence[Sent], room: int) -> list[list[Packet]]:
         """Return what is to be sent of each origin, as far as there is room, a fair share of each."""
         share, left, found = max(1, BATCH // len(origins)), BATCH, []
         for origin in origins:
             state = self._state(origin)
-            messages = self._outbox.after(
-                tx,
-                origin.lane,
-                state.sent,
-                limit=min(share, left, state.limit),
-                max_bytes=room,
-                destination=origin.destination,
-            )
-            found.append(messages)
-            left -= len(messages)
-            room -= sum(len(message.body) for message in messages)
+            this = state.room(room, self._publisher.max_payload)
+            this = msgspec.structs.replace(this, events=min(share, left, state.limit))
+            packets = self._packer.after(tx, origin.lane, state.sent, this, origin.destination).packets
+            found.append(packets)
+            left -= len(packets)
+            room -= sum(packet.size for packet in packets)
             if left <= 0 or room <= 0:
                 break
         return found

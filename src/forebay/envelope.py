@@ -90,6 +90,8 @@ class Identity(NamedTuple):
 
 def percent_encode(value: str) -> str:
     """Encode a header value: everything but printable ASCII without space, ``"`` and ``%``, as UTF-8 bytes."""
+    if _TO_ENCODE.search(value) is None:
+        return value
     return _TO_ENCODE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), value)
 
 
@@ -145,29 +147,56 @@ def command_subject(destination: str, kind: str) -> str:
 
 def encode_headers(message: Message) -> dict[str, str]:
     """Return the NATS headers of a message, ``Nats-Msg-Id`` included."""
-    headers = {f"ce-{name}": percent_encode(value) for name, value in message.attributes.items()}
-    headers |= {
-        "Nats-Msg-Id": message.message_id,
-        "ce-specversion": "1.0",
-        "ce-id": percent_encode(message.id),
-        "ce-source": percent_encode(message.source),
-        "ce-type": percent_encode(message.type),
-        "ce-time": format_time(message.time),
-        "ce-datacontenttype": percent_encode(message.content_type),
-    }
-    if message.key is not None:
-        headers["ce-partitionkey"] = percent_encode(message.key)
+    headers = write_headers(
+        message.message_id,
+        message.id,
+        message.source,
+        message.type,
+        format_time(message.time),
+        message.key,
+        message.content_type,
+        message.attributes,
+    )
     if message.place is not None:
         headers["forebay-lane"] = message.lane
         headers["forebay-prev"] = str(message.prev or "none")
         headers["forebay-hlc"] = format_tick(message.hlc)
-    optional = {
-        "forebay-cause": message.cause,
-        "traceparent": message.traceparent,
-        "tracestate": message.tracestate,
-    }
-    headers.update({name: value for name, value in optional.items() if value is not None})
+    add_optional(headers, message.cause, message.traceparent, message.tracestate)
     return headers
+
+
+def write_headers(
+    message_id: str,
+    event_id: str,
+    source: str,
+    type_: str,
+    time: str,
+    key: str | None,
+    content_type: str,
+    attributes: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the headers of an event that CloudEvents asks for; ``time`` is as ``format_time`` writes it."""
+    headers = {f"ce-{name}": percent_encode(value) for name, value in attributes.items()} if attributes else {}
+    headers["Nats-Msg-Id"] = message_id
+    headers["ce-specversion"] = "1.0"
+    headers["ce-id"] = percent_encode(event_id)
+    headers["ce-source"] = percent_encode(source)
+    headers["ce-type"] = percent_encode(type_)
+    headers["ce-time"] = time
+    headers["ce-datacontenttype"] = percent_encode(content_type)
+    if key is not None:
+        headers["ce-partitionkey"] = percent_encode(key)
+    return headers
+
+
+def add_optional(headers: dict[str, str], cause: str | None, traceparent: str | None, tracestate: str | None) -> None:
+    """Add to the headers what only some events have."""
+    if cause is not None:
+        headers["forebay-cause"] = cause
+    if traceparent is not None:
+        headers["traceparent"] = traceparent
+    if tracestate is not None:
+        headers["tracestate"] = tracestate
 
 
 def identify(subject: str, headers: Mapping[str, str]) -> Identity:

@@ -16,6 +16,15 @@ DEFAULT_BUDGET = 128 * 1024 * 1024
 DROP_FROM = 0.8
 """Share of its budget from which on a lane that drops removes events."""
 
+DEFAULT_FRAME_EVENTS = 1000
+"""Events of a frame; of readings of a few values, the bytes an event go down by 1 % from there to 4,000."""
+
+DEFAULT_FRAME_BYTES = 512 * 1024
+"""Bytes of a frame before it is packed."""
+
+MOST_FRAME_EVENTS, MOST_FRAME_BYTES = 4_000, 2 * 1024 * 1024
+"""What a lane may ask for; less than what readers take, where each character has four bytes, too."""
+
 MOST_FLUSH_AFTER = 3600.0
 """Seconds that a lane may wait to fill a batch."""
 
@@ -57,6 +66,30 @@ def parse_seconds(value: str | float, what: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+class Frames(msgspec.Struct, frozen=True, kw_only=True):
+    """How a lane puts consecutive events into single messages (frames).
+
+    Attributes:
+        events: of one frame, at most.
+        bytes: of one frame before it is packed, at most, as a number or as ``"512KiB"``.
+        zstd: whether frames are packed with zstd. It takes ``forebay[zstd]`` here and where they are read; where it is
+            missing here they go as they are.
+
+    Example:
+        >>> Lane("telemetry", frames=Frames(events=200)).framing.events
+        200
+    """
+
+    events: int = DEFAULT_FRAME_EVENTS
+    bytes: str | int = DEFAULT_FRAME_BYTES
+    zstd: bool = True
+
+    @property
+    def most_bytes(self) -> int:
+        """The bytes as a number."""
+        return parse_size(self.bytes, "frames: bytes")
+
+
 class Lane(msgspec.Struct, frozen=True):
     """One lane of a service. Lanes drain in the order in which the service lists them.
 
@@ -67,14 +100,19 @@ class Lane(msgspec.Struct, frozen=True):
             are not confirmed, ``keep-latest`` those that a later one of the same kind and key replaces; one without a
             key is never replaced, and where that makes no room the write is refused. What is removed is told to the
             core as a range (O3). Services of the core block.
-        flush_after: for how long the relay waits to fill a batch: seconds, or ``"1s"``, ``"500ms"``, ``"2m"``.
+        flush_after: for how long the relay waits to fill a batch, or a frame: seconds, or ``"1s"``, ``"500ms"``,
+            ``"2m"``.
         drop_from: the share of the budget from which on events are removed; 0.8 unless told otherwise.
+        frames: whether, or how, consecutive events of one kind go as one message; what reads them is told nothing of
+            it. A backlog goes in full frames, and a trickle in what ``flush_after`` gathers.
 
     Example:
         >>> ledger = Lane("ledger", budget="128MiB")
         >>> telemetry = Lane("telemetry", budget="32MiB", when_full="drop-oldest", flush_after="1s")
         >>> telemetry.budget_bytes, telemetry.flush_seconds
         (33554432, 1.0)
+        >>> Lane("telemetry", frames=True).framing == Frames()
+        True
     """
 
     name: str
@@ -82,6 +120,7 @@ class Lane(msgspec.Struct, frozen=True):
     when_full: WhenFull = "block"
     drop_from: float = DROP_FROM
     flush_after: str | float = 0.0
+    frames: Frames | bool = False
 
     def __post_init__(self) -> None:
         checked_name(self.name, "lane")
@@ -101,6 +140,15 @@ class Lane(msgspec.Struct, frozen=True):
             raise ConfigurationError(
                 f"lane {self.name}: flush_after {self.flush_after!r} is not between 0 and {MOST_FLUSH_AFTER:g} seconds"
             )
+        if (framing := self.framing) is not None:
+            if not 2 <= framing.events <= MOST_FRAME_EVENTS:
+                raise ConfigurationError(
+                    f"lane {self.name}: frames of {framing.events} events are not between 2 and {MOST_FRAME_EVENTS}"
+                )
+            if not 1 <= framing.most_bytes <= MOST_FRAME_BYTES:
+                raise ConfigurationError(
+                    f"lane {self.name}: frames of {framing.bytes!r} bytes are not between 1 and {MOST_FRAME_BYTES}"
+                )
 
     @property
     def flush_seconds(self) -> float:
@@ -111,6 +159,11 @@ class Lane(msgspec.Struct, frozen=True):
     def budget_bytes(self) -> int:
         """The budget in bytes."""
         return parse_size(self.budget, f"lane {self.name}: budget")
+
+    @property
+    def framing(self) -> Frames | None:
+        """How its events are framed; None where each goes alone."""
+        return (Frames() if self.frames else None) if isinstance(self.frames, bool) else self.frames
 
     @property
     def drops(self) -> bool:

@@ -7,7 +7,11 @@ crash at any line leaves either the domain rows and their events or neither.
 from __future__ import annotations
 
 import time as wall
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -40,21 +44,41 @@ _ORIGIN = """
     where o.lane = :lane and o.destination = :destination"""
 
 _EPOCHS = """
-    select e.id, e.epoch from forebay_epoch e join forebay_origin o on o.id = e.origin
+    select e.id, e.epoch, e.prev from forebay_epoch e join forebay_origin o on o.id = e.origin
     where o.lane = :lane and o.destination = :destination
       and e.id >= coalesce((select id from forebay_epoch where epoch = :epoch),
                            (select id from forebay_epoch where epoch = o.floor_epoch), 0)
     order by e.id"""
 
-_FIELDS = "kind, sequence, type, key, time, hlc, cause, extra, body, bytes"
+_SIZES = """
+    select sequence, bytes from {} where epoch = :epoch_id and sequence > :after and sequence <= :upto
+    order by sequence limit :limit"""
 
-_ROWS = f"""
-    select e.epoch, e.prev, {_FIELDS} from
-      (select epoch as epoch_id, {_FIELDS} from {{table}} where epoch = :epoch_id and sequence > :sequence
-       order by sequence limit :limit) as r
-    join forebay_epoch e on e.id = epoch_id order by sequence"""
+_ROWS = """
+    select sequence, kind, type, key, time, hlc, cause, extra, body from {}
+    where epoch = :epoch_id and sequence > :after and sequence <= :upto order by sequence"""
 
-_WRITTEN, _WITHHELD = _ROWS.format(table="forebay_outbox"), _ROWS.format(table="forebay_withheld")
+_TABLES = ("forebay_outbox", "forebay_withheld")
+_LARGEST = 10**18
+
+
+class Run(NamedTuple):
+    """Rows of one epoch, in order.
+
+    Attributes:
+        epoch: theirs.
+        prev: what came before it, as ``forebay-prev`` says it.
+        rows: for each its sequence, kind, type, key, time, tick, cause, extra and body, by position: reading nine
+            columns of a row by name takes SQLite's rows eight times as long.
+        bytes: that they take on disk.
+        more: whether others of the epoch follow that were asked for.
+    """
+
+    epoch: str
+    prev: str
+    rows: list[Sequence[Any]]
+    bytes: int
+    more: bool
 
 
 class Outbox:
@@ -262,19 +286,8 @@ class Outbox:
         destination: str = "",
     ) -> list[Message]:
         """Return an origin's events after a place (None: from the oldest), in order, at least one if there is one."""
-        found: list[Message] = []
-        size = 0
-        epochs = tx.execute(_EPOCHS, lane=lane, destination=destination, epoch=place.epoch if place else "")
-        for epoch in epochs:
-            sequence = place.sequence if place and epoch["epoch"] == place.epoch else 0
-            for row in tx.execute(_WRITTEN, epoch_id=epoch["id"], sequence=sequence, limit=limit - len(found)):
-                size += row["bytes"]
-                if found and size > max_bytes:
-                    return found
-                found.append(self._message(lane, row, destination))
-            if len(found) >= limit:
-                break
-        return found
+        runs = self.runs_after(tx, lane, place, limit=limit, max_bytes=max_bytes, destination=destination)
+        return [self._message(lane, run, row, destination) for run in runs for row in run.rows]
 
     def within(
         self,
@@ -288,21 +301,37 @@ class Outbox:
         destination: str = "",
     ) -> list[Message]:
         """Return those events of a range of places that are still here, in order, at least one; withheld ones too."""
-        rows = tx.execute("select id from forebay_epoch where epoch = :epoch", epoch=epoch)
-        first, last = places
-        found: list[Message] = []
-        size = 0
-        for row in self._merged(tx, rows[0]["id"] if rows else 0, first - 1, limit):
-            size += row["bytes"]
-            if row["sequence"] > last or (found and size > max_bytes):
+        run = self.run_within(tx, epoch, places, limit=limit, max_bytes=max_bytes)
+        return [self._message(lane, run, row, destination) for row in run.rows]
+
+    def runs_after(
+        self,
+        tx: Transaction,
+        lane: str,
+        place: Place | None,
+        *,
+        limit: int,
+        max_bytes: int,
+        destination: str = "",
+    ) -> list[Run]:
+        """Return what ``after`` does as rows, those of each epoch in a run; no run is empty."""
+        found: list[Run] = []
+        for epoch in tx.execute(_EPOCHS, lane=lane, destination=destination, epoch=place.epoch if place else ""):
+            after = place.sequence if place and epoch["epoch"] == place.epoch else 0
+            run = _run(tx, epoch, after, _LARGEST, _TABLES[:1], limit, max_bytes, at_least=0 if found else 1)
+            if run.rows:
+                found.append(run)
+            limit, max_bytes = limit - len(run.rows), max_bytes - run.bytes
+            if run.more or limit <= 0:
                 break
-            found.append(self._message(lane, row, destination))
         return found
 
-    def _merged(self, tx: Transaction, epoch_id: int, sequence: int, limit: int) -> list[Row]:
-        written = tx.execute(_WRITTEN, epoch_id=epoch_id, sequence=sequence, limit=limit)
-        withheld = tx.execute(_WITHHELD, epoch_id=epoch_id, sequence=sequence, limit=limit)
-        return sorted([*written, *withheld], key=lambda row: int(row["sequence"]))[:limit]
+    def run_within(self, tx: Transaction, epoch: str, places: Range, *, limit: int, max_bytes: int) -> Run:
+        """Return what ``within`` does as rows."""
+        epochs = tx.execute("select id, epoch, prev from forebay_epoch where epoch = :epoch", epoch=epoch)
+        if not epochs:
+            return Run(epoch, "none", [], 0, more=False)
+        return _run(tx, epochs[0], places[0] - 1, places[1], _TABLES, limit, max_bytes, at_least=1)
 
     def subject(self, message: Message) -> str:
         """The subject that a message of this outbox is published on."""
@@ -310,29 +339,34 @@ class Outbox:
             return command_subject(message.destination, message.kind)
         return event_subject(self.node, self.service, message.kind)
 
-    def _message(self, lane: str, row: Row, destination: str) -> Message:
-        extra = self._extra.decode(row["extra"]) if row["extra"] else NO_EXTRA
-        place = Place(row["epoch"], row["sequence"])
+    def extra_of(self, text: str | None) -> Extra:
+        """Return what a row says in its column ``extra``."""
+        return self._extra.decode(text) if text else NO_EXTRA
+
+    def _message(self, lane: str, run: Run, row: Sequence[Any], destination: str) -> Message:
+        sequence, kind, type_, key, time, hlc, cause, extra_text, body = row
+        extra = self.extra_of(extra_text)
+        place = Place(run.epoch, sequence)
         return Message(
             message_id=str(place),
             node=self.node,
             service=self.service,
-            kind=row["kind"],
+            kind=kind,
             id=extra.id or str(place),
             source=extra.source or f"/{self.node}/{self.service}",
-            type=row["type"],
-            time=parse_time(row["time"]),
-            key=row["key"],
+            type=type_,
+            time=parse_time(time),
+            key=key,
             content_type=extra.content_type,
             attributes=extra.attributes,
             lane=lane,
             place=place,
-            prev=parse_place(row["prev"]),
-            hlc=row["hlc"],
-            cause=row["cause"],
+            prev=parse_place(run.prev),
+            hlc=hlc,
+            cause=cause,
             traceparent=extra.traceparent,
             tracestate=extra.tracestate,
-            body=row["body"],
+            body=body,
             destination=destination,
         )
 
@@ -363,3 +397,43 @@ class Outbox:
     def origin(self, lane: str) -> Origin:
         """The origin of one of this outbox's lanes."""
         return Origin(self.node, self.service, lane)
+
+
+def _run(
+    tx: Transaction,
+    epoch: Row,
+    after: int,
+    upto: int,
+    tables: Sequence[str],
+    limit: int,
+    max_bytes: int,
+    *,
+    at_least: int,
+) -> Run:
+    """Return rows of an epoch with sequences above ``after`` and up to ``upto``, from all of the tables.
+
+    Their sizes are read before the rows: of bodies that do not fit into ``max_bytes`` none comes into memory.
+    """
+    where: dict[str, Any] = {"epoch_id": epoch["id"], "after": after}
+    sizes = [
+        row
+        for table in tables
+        for row in _values(tx.execute(_SIZES.format(table), **where, upto=upto, limit=limit + 1))
+    ]
+    if len(tables) > 1:
+        sizes.sort(key=itemgetter(0))
+    totals = list(accumulate(size for _, size in sizes[:limit]))
+    count = max(at_least, bisect_right(totals, max_bytes))
+    taken = sizes[: min(count, len(totals))]
+    if not taken:
+        return Run(epoch["epoch"], epoch["prev"], [], 0, more=bool(sizes))
+    last = taken[-1][0]
+    rows = [row for table in tables for row in _values(tx.execute(_ROWS.format(table), **where, upto=last))]
+    if len(tables) > 1:
+        rows.sort(key=itemgetter(0))
+    return Run(epoch["epoch"], epoch["prev"], rows, totals[len(taken) - 1], more=len(sizes) > len(taken))
+
+
+def _values(rows: list[Row]) -> list[Sequence[Any]]:
+    """Return rows by position: SQLite's are so, PostgreSQL's are mappings in the order of their columns."""
+    return [tuple(row.values()) if isinstance(row, dict) else cast("Sequence[Any]", row) for row in rows]

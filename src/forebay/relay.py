@@ -7,27 +7,27 @@ event: the relay waits for it for ever and spends no attempt.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskStatus
 
 from forebay.backoff import Backoff
 from forebay.crash_points import reach
-from forebay.envelope import Message, encode_headers
 from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.forwarding import LaneState
-from forebay.identity import Place, retransmission_id
+from forebay.identity import Place
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Outcome, Outgoing, Publisher, Refused, Stored, Uncertain
+from forebay.jetstream.publishing import Outcome, Publisher, Refused, Stored, Uncertain
 from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.link import Link
 from forebay.outbox import Outbox
+from forebay.packets import Batch, Packer, Packet
 from forebay.protocol.resending import Forwarded
 from forebay.sequences import Range
 from forebay.unit_of_work import UnitStore
@@ -40,6 +40,15 @@ LIMITS_INTERVAL = 60.0
 
 RETRY_INTERVAL = 3600.0
 """Seconds after which withheld events are tried again although no limit is known to have changed."""
+
+
+class _Ahead(NamedTuple):
+    """A batch that was read before its turn: what follows ``place`` in a lane."""
+
+    lane: str
+    place: Place
+    limits: object
+    batch: Batch
 
 
 class Relay:
@@ -68,10 +77,14 @@ class Relay:
         self._on_forwarded = on_forwarded
         self._clock = clock
         self._wakened = anyio.Event()
-        self.lanes = {name: LaneState() for name in outbox.lanes}
+        self._packer = Packer(outbox, publisher.wire_bytes)
+        self._ahead: _Ahead | None = None
+        self.lanes = {name: LaneState(frames=lane.framing) for name, lane in outbox.lanes.items()}
         self.incarnation: str | None = None
         self.problem: str | None = None
         self.published = 0
+        self.messages = 0
+        self.sent_bytes = 0
         self.resent = 0
         self.withheld = 0
         self._limits: tuple[int | None, int] | None = None
@@ -176,6 +189,7 @@ class Relay:
         return self.lanes.values()
 
     async def _drain(self, generation: int) -> None:
+        self._ahead = None
         for state in self._origins():  # a new connection is a reason to try at once
             state.not_before = 0.0
         while self._connection.connected and self._connection.generation == generation:
@@ -222,98 +236,100 @@ class Relay:
                 return True
             if state.gathers_until is not None and self._clock() < state.gathers_until:
                 continue
-            messages = await self._store.read(
-                self._outbox.after, lane, state.sent, limit=state.limit, max_bytes=max_bytes
-            )
-            if messages:
+            batch = await self._next(lane, state, max_bytes)
+            if batch.packets:
                 reach("relay.read")
-            if not messages:
+            if not batch.packets:
                 state.gathers_until = None
             elif state.gathers_until is None and (seconds := self._outbox.lanes[lane].flush_seconds):
                 state.gathers_until = self._clock() + seconds
             else:
-                ids = [message.message_id for message in messages]
-                settled, _ = await self._send(lane, state, messages, ids, max_bytes)
-                if settled:
-                    state.sent = messages[settled - 1].place
+                await self._send_on(lane, state, batch)
                 return True
         return False
+
+    async def _next(self, lane: str, state: LaneState, max_bytes: int) -> Batch:
+        """Return what a lane has to send next."""
+        ahead, self._ahead = self._ahead, None
+        room = state.room(max_bytes, self._publisher.max_payload)
+        limits = room.message, room.frames
+        if ahead is not None and (ahead.lane, ahead.place, ahead.limits) == (lane, state.sent, limits):
+            events = [packet.events for packet in ahead.batch.packets]
+            if sum(events) <= room.events and ahead.batch.size <= room.wire:
+                return ahead.batch
+        return await self._store.read(self._packer.after, lane, state.sent, room)
+
+    async def _send_on(self, lane: str, state: LaneState, batch: Batch) -> None:
+        """Send a batch of a lane, and read the next one meanwhile where there is more."""
+        place = batch.packets[-1].place
+        room = state.room(self._link.batch_bytes, self._publisher.max_payload)
+
+        async def read_ahead() -> None:
+            with contextlib.suppress(StoreError):  # whoever needs it reads it again, and meets the same
+                found = await self._store.read(self._packer.after, lane, place, room)
+                self._ahead = _Ahead(lane, place, (room.message, room.frames), found)
+
+        async with anyio.create_task_group() as tasks:
+            if batch.more and not state.singly:
+                tasks.start_soon(read_ahead)
+            settled, _ = await self._send(lane, state, batch)
+        if settled:
+            state.sent = batch.packets[settled - 1].place
 
     async def _repair(self, lane: str, state: LaneState, max_bytes: int, destination: str = "") -> None:
         """Send the first of the places that a consumer missed. What was freed meanwhile is passed over."""
         epoch, ((first, last), *_) = next(iter(state.again.items()))
-        messages = await self._store.read(
-            self._outbox.within,
-            lane,
-            epoch,
-            (first, last),
-            limit=state.limit,
-            max_bytes=max_bytes,
-            destination=destination,
-        )
-        if not messages:
+        room = state.room(max_bytes, self._publisher.max_payload)
+        batch = await self._store.read(self._packer.within, lane, epoch, (first, last), room, destination)
+        if not batch.packets:
             state.repaired(epoch, last)
             return
         reach("relay.repairing")
-        # The broker swallows what it takes for known, so that every copy goes under an id of its own.
-        ids = [retransmission_id(message.message_id) for message in messages]
-        settled, stored = await self._send(lane, state, messages, ids, max_bytes)
-        place = messages[settled - 1].place if settled else None
-        if place is not None:
+        settled, stored = await self._send(lane, state, batch, destination)
+        if settled:
             self.resent += stored
-            state.repaired(epoch, place.sequence)
+            state.repaired(epoch, batch.packets[settled - 1].last)
 
-    async def _send(
-        self, lane: str, state: LaneState, messages: list[Message], ids: list[str], max_bytes: int
-    ) -> tuple[int, int]:
-        """Publish messages under their ids; return how many, from the first, are settled, and how many were stored."""
-        outgoing = [
-            Outgoing(
-                self._outbox.subject(message), {**encode_headers(message), "Nats-Msg-Id": message_id}, message.body
-            )
-            for message, message_id in zip(messages, ids, strict=True)
-        ]
-        # On the wire they are larger than on disk, and it is the link that counts; one goes whatever its size.
-        sizes = list(accumulate(map(self._publisher.wire_bytes, outgoing)))
-        outgoing = outgoing[: max(1, bisect_right(sizes, max_bytes))]
-        messages = messages[: len(outgoing)]
+    async def _send(self, lane: str, state: LaneState, batch: Batch, destination: str = "") -> tuple[int, int]:
+        """Publish a batch; return how many messages, from the first, are settled, and how many events were stored."""
+        size = batch.size
+        state.wrote(size, batch.disk)
         reach("relay.publishing")
-        outcomes = await self._publish(lane, outgoing, sizes[len(outgoing) - 1], atomic=not state.singly)
+        outcomes = await self._publish(lane, batch.packets, size, atomic=not state.singly)
         reach("relay.published")
-        return await self._settle(lane, state, messages, outcomes)
+        return await self._settle(lane, state, batch.packets, outcomes, destination)
 
     async def _settle(
-        self,
-        lane: str,
-        state: LaneState,
-        messages: list[Message],
-        outcomes: Sequence[Outcome],
+        self, lane: str, state: LaneState, packets: Sequence[Packet], outcomes: Sequence[Outcome], destination: str
     ) -> tuple[int, int]:
-        """Note what became of an origin's messages; return how many are settled, and how many were stored."""
-        settled = state.settled(outcomes)
-        await self._withhold(lane, messages[:settled], outcomes[:settled])
-        stored = state.acknowledged(messages[:settled], outcomes[:settled], self.incarnation or "")
+        """Note what became of an origin's messages; return what ``_send`` does."""
+        settled = state.settled(packets, outcomes)
+        await self._withhold(lane, packets[:settled], outcomes[:settled])
+        stored = state.acknowledged(packets[:settled], outcomes[:settled], self.incarnation or "")
         reach("relay.noted")
         if settled:
             self.published += stored
-            self._note_forwarded(messages[0].destination)
-        if settled == len(messages):
+            self.messages += settled
+            self.sent_bytes += sum(packet.size for packet in packets[:settled])
+            self._note_forwarded(destination)
+        if settled == len(packets):
             state.go_on()
-        else:
-            state.pause(outcomes[settled], self._clock())
+            return settled, stored
+        through = any(isinstance(outcome, Stored) for outcome in outcomes)
+        if state.stop_at(packets[settled], outcomes[settled], self._clock(), through=through):
             logger.warning("relay.lane_paused", extra={"service": self.service, "lane": lane, "reason": state.problem})
         return settled, stored
 
     def _note_forwarded(self, destination: str) -> None:  # noqa: ARG002 - events have none
         self._on_forwarded()
 
-    async def _publish(self, lane: str, outgoing: list[Outgoing], size: int, *, atomic: bool) -> list[Outcome]:
+    async def _publish(self, lane: str, packets: Sequence[Packet], size: int, *, atomic: bool) -> list[Outcome]:
         """Publish when the link is free for this lane, and learn from it how much the link carries."""
         names = list(self.lanes)
         async with self._link.turn(names.index(lane), size):
             began = self._clock()
             self._publisher.timeout = self._link.timeout(size)
-            outcomes = await self._publisher.publish(outgoing, atomic=atomic)
+            outcomes = await self._publisher.publish([packet.outgoing for packet in packets], atomic=atomic)
             seconds = self._clock() - began
         if all(isinstance(outcome, Stored) for outcome in outcomes):
             self._link.carried(size, seconds, lowest=len(names) > 1 and lane == names[-1])
@@ -321,12 +337,12 @@ class Relay:
             self._link.failed()
         return outcomes
 
-    async def _withhold(self, lane: str, messages: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
+    async def _withhold(self, lane: str, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
         """Move what the broker refuses for itself beside the outbox, so that the lane goes on (O4)."""
         refused = {
-            message.place: f"{outcome.description} ({outcome.code})"
-            for message, outcome in zip(messages, outcomes, strict=True)
-            if isinstance(outcome, Refused) and message.place is not None
+            packet.place: f"{outcome.description} ({outcome.code})"
+            for packet, outcome in zip(packets, outcomes, strict=True)
+            if isinstance(outcome, Refused)
         }
         if not refused:
             return

@@ -52,6 +52,12 @@ class BrokerClient(Client):
         if max_payload:
             self._max_payload = max_payload
 
+    async def send(self, commands: bytes) -> None:
+        """Send whole commands of the client protocol: a batch in one piece takes a call, not one for each message."""
+        await self._send_command(commands)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
     async def login(
         self,
         config: ConnectionConfig,

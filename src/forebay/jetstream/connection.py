@@ -202,6 +202,18 @@ class Connection:
         except (nats.errors.Error, OSError) as error:
             raise LinkError(f"cannot publish to {subject!r}: {error}") from error
 
+    async def send(self, commands: bytes) -> None:
+        """Hand whole commands of the client protocol to the socket, as ``publish`` does one message.
+
+        Raises:
+            LinkError: there is no connection; nothing was sent.
+        """
+        client = self._require()
+        try:
+            await client.send(commands)
+        except (nats.errors.Error, OSError) as error:
+            raise LinkError(f"cannot send: {error}") from error
+
     async def request(
         self,
         subject: str,
@@ -257,7 +269,7 @@ class Connection:
         if error := ping.exception():
             raise LinkError(f"cannot flush: {error}") from error
 
-    def _require(self) -> Client:
+    def _require(self) -> BrokerClient:
         if self._client is None or not self._client.is_connected:
             raise LinkError("not connected to the broker")
         return self._client

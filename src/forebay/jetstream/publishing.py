@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import NamedTuple, Self
 import anyio
 import msgspec
 
-from forebay.errors import LinkError, NotPermittedError, PublishRefusedError
+from forebay.errors import LinkError, NotPermittedError
 from forebay.jetstream.connection import MESSAGE_TOO_LARGE, Connection, Incoming, Subscription
 from forebay.jetstream.replies import Replies
 
@@ -33,6 +34,9 @@ PUBLISH_TIMEOUT = 5.0
 BATCH_HEADERS = 128
 """Bytes of the headers that a message has more in a batch."""
 
+_FRAMING = len(b"NATS/1.0\r\n\r\n")
+"""Bytes that the server counts to a message's headers beside them."""
+
 OF_ITSELF = frozenset({10054, 10097})
 """Codes that concern a message whatever the others meet: its size, the size of its headers."""
 
@@ -40,11 +44,15 @@ _WRONG_STREAM, _IN_FLIGHT, _NO_BATCHES, _BATCH_INCOMPLETE, _TOO_MANY_BATCHES = 1
 
 
 class Outgoing(NamedTuple):
-    """A message to publish; ``headers`` holds its ``Nats-Msg-Id``, without which no retry is safe."""
+    """A message to publish; ``headers`` holds its ``Nats-Msg-Id``, without which no retry is safe.
+
+    ``head`` is the headers as ``encode_head`` writes them, where that was done already.
+    """
 
     subject: str
     headers: dict[str, str]
     body: bytes
+    head: bytes = b""
 
 
 class Stored(NamedTuple):
@@ -106,6 +114,15 @@ class _PubAck(msgspec.Struct):
     error: _ApiError | None = None
 
 
+def encode_head(headers: Mapping[str, str]) -> bytes:
+    """Return headers as they stand on the wire, each on its line; a line break in a value becomes a space."""
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if text.count("\n") != len(headers) or text.count("\r") != len(headers):
+        text = "".join([f"{name}: {_LINE_BREAKS.sub(' ', value)}\r\n" for name, value in headers.items()])
+    return text.encode()
+
+
+_LINE_BREAKS = re.compile(r"[\r\n]+")
 _decode_ack = msgspec.json.Decoder(_PubAck).decode
 
 
@@ -131,6 +148,7 @@ class Publisher:
         """
         self._connection = connection
         self._stream = stream
+        self._expected = f"Nats-Expected-Stream: {stream}\r\n".encode()
         self.timeout = timeout
         self._slots = asyncio.Semaphore(window)
         self._replies = Replies(connection.config.inbox_prefix)
@@ -224,22 +242,21 @@ class Publisher:
         begun_reply, begun = self._replies.expect((messages[0].subject,), self.timeout)
         commit_reply = ""
         try:
-            for number, message in enumerate(messages, 1):
-                headers = self._headers(message)
-                headers["Nats-Batch-Id"], headers["Nats-Batch-Sequence"] = batch, str(number)
-                reply = begun_reply if number == 1 else ""
-                if number == count:
-                    headers["Nats-Batch-Commit"] = "1"
-                    subjects = {each.subject for each in messages}
-                    reply, committed = self._replies.expect(subjects, self.timeout)
-                    commit_reply = reply
-                await self._connection.publish(message.subject, message.body, headers=headers, reply=reply)
-                # Until the stream is known to take batches, one message is enough to find out.
-                if number == 1 and not self._batches_proven and (refusal := self._refusal(await begun, count)):
+            # Until the stream is known to take batches, one message is enough to find out.
+            first = 0 if self._batches_proven else 1
+            if first:
+                await self._connection.send(self._batched(batch, 1, messages[0], begun_reply))
+                if refusal := self._refusal(await begun, count):
                     return refusal
+            subjects = {each.subject for each in messages}
+            commit_reply, committed = self._replies.expect(subjects, self.timeout)
+            commands = [
+                self._batched(batch, number, messages[number - 1], begun_reply if number == 1 else "")
+                for number in range(first + 1, count)
+            ]
+            commands.append(self._batched(batch, count, messages[-1], commit_reply, b"Nats-Batch-Commit: 1\r\n"))
+            await self._connection.send(b"".join(commands))
             result = await committed
-        except PublishRefusedError:
-            return _Next.SINGLES
         except LinkError as error:
             return [NotSent(str(error))] * count
         finally:
@@ -250,8 +267,8 @@ class Publisher:
                 return _Next.SINGLES_AFTER_LOSS
             return [Uncertain(str(result))] * count
         # A batch that was refused at its first message ends with a commit that only says "incomplete".
-        first = begun.result() if begun.done() and not begun.cancelled() else None
-        refusal = (first and self._refusal(first, count)) or self._refusal(result, count)
+        answer = begun.result() if begun.done() and not begun.cancelled() else None
+        refusal = (answer and self._refusal(answer, count)) or self._refusal(result, count)
         if refusal:
             return refusal
         self._batches_proven = True
@@ -303,15 +320,11 @@ class Publisher:
                 answer.add_done_callback(partial(settled, index))
                 sent[reply] = answer
                 try:
-                    await self._connection.publish(
-                        message.subject, message.body, headers=self._headers(message), reply=reply
-                    )
+                    await self._connection.send(_command(message, reply, self._expected))
                 except LinkError as error:
-                    refused = isinstance(error, PublishRefusedError)
-                    outcomes[index] = Refused(error.code, str(error)) if refused else NotSent(str(error))  # type: ignore[attr-defined]
+                    outcomes[index] = NotSent(str(error))
                     self._replies.settle(reply, error)
-                    if not refused:
-                        wall = str(error)
+                    wall = str(error)
             if sent:
                 await asyncio.wait(sent.values())
                 await asyncio.sleep(0)  # let the last `settled` run
@@ -322,15 +335,21 @@ class Publisher:
 
     def wire_bytes(self, message: Outgoing) -> int:
         """The size that the server holds against its limit: ``NATS/1.0``, the headers, an empty line and the body."""
-        headers = self._headers(message)
-        return (
-            12
-            + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
-            + len(message.body)
-        )
+        head = message.head or encode_head(message.headers)
+        return _FRAMING + len(head) + len(self._expected) + len(message.body)
 
-    def _headers(self, message: Outgoing) -> dict[str, str]:
-        return {**message.headers, "Nats-Expected-Stream": self._stream}
+    def _batched(self, batch: str, number: int, message: Outgoing, reply: str, commit: bytes = b"") -> bytes:
+        of_batch = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n" % (batch.encode(), number)
+        return _command(message, reply, self._expected + of_batch + commit)
+
+
+def _command(message: Outgoing, reply: str, more: bytes) -> bytes:
+    """Return a message as the client protocol has it, with ``more`` headers."""
+    head = (message.head or encode_head(message.headers)) + more
+    size = _FRAMING + len(head)
+    return b"HPUB %b %b %d %d\r\nNATS/1.0\r\n%b\r\n%b\r\n" % (
+        message.subject.encode(), reply.encode(), size, size + len(message.body), head, message.body
+    )  # fmt: skip
 
 
 def _is_wall(outcome: Outcome) -> bool:
