@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
+from forebay.drafts import MAX_EVENT_BYTES
 from forebay.envelope import format_time, parse_time, percent_decode, percent_encode
 from forebay.errors import HeaderError
 from forebay.json_body import JSON, UNREADABLE, media_type_of, unsupported
-from forebay.outbox import MAX_EVENT_BYTES
 from forebay.problems import ProblemError, body_problem, invalid, phrase
 
 STRUCTURED = "application/cloudevents+json"

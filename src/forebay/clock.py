@@ -42,9 +42,14 @@ class HybridClock:
 
     def tick(self) -> int:
         """Return a tick above every one given or merged before."""
+        return self.ticks(1)
+
+    def ticks(self, count: int) -> int:
+        """Return the first of ``count`` ticks, one after the other, above every one given or merged before."""
         with self._lock:
-            self._last = max(self._last + 1, max(self._wall(), 0) << _COUNTER_BITS)
-            return self._last
+            first = max(self._last + 1, max(self._wall(), 0) << _COUNTER_BITS)
+            self._last = first + count - 1
+            return first
 
     def resume(self, stored: int) -> None:
         """Go on above a tick of our own, however far the wall was set back since it was stored."""

@@ -7,9 +7,22 @@ from typing import Any
 
 import msgspec
 
-from forebay.envelope import JSON
+from forebay.envelope import JSON, format_time
+from forebay.errors import EventTooLargeError
 from forebay.identity import Place, new_epoch
 from forebay.transaction import Row
+
+MAX_EVENT_BYTES = 256 * 1024
+"""Bytes of one event's body."""
+
+MAX_METADATA_BYTES = 16 * 1024
+"""Bytes of an event's key, type and attributes. Percent-encoded they are at most three times as many, and a broker
+takes 64 KiB of headers: what is above would be refused for ever."""
+
+ROW_BYTES = 160
+"""What a row takes beside its texts and its body, measured as file growth per row on SQLite."""
+
+_EXTRA = msgspec.json.Encoder()
 
 
 class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,6 +53,55 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     destination: str = ""
 
 
+Entry = tuple[str, str, str | None, str, str | None, str | None, bytes, int]
+"""An event as its row has it, but for its place and its ticks: kind, type, key, time (RFC 3339 in UTC), cause, extra
+(JSON), body, and what the row takes of the budget, in bytes. A tuple, since many are made at once."""
+
+COLUMNS = ("kind", "type", "key", "time", "cause", "extra", "body", "bytes", "epoch", "sequence", "hlc", "written_at")
+"""An entry's columns in the outbox, and those of its place."""
+
+
+def entry(
+    kind: str,
+    type: str,  # noqa: A002 - the column's name
+    key: str | None,
+    time: str,
+    cause: str | None,
+    extra: str | None,
+    body: bytes,
+) -> Entry:
+    """Return an entry; its size is counted and checked (O5).
+
+    Raises:
+        EventTooLargeError: the body is above ``MAX_EVENT_BYTES``, or what goes into headers above
+            ``MAX_METADATA_BYTES``.
+    """
+    if len(body) > MAX_EVENT_BYTES:
+        raise EventTooLargeError(f"the event {type!r} has {len(body)} bytes, the limit is {MAX_EVENT_BYTES}")
+    metadata = _bytes(kind) + _bytes(type) + _bytes(key) + _bytes(cause) + _bytes(extra)
+    if metadata > MAX_METADATA_BYTES:
+        raise EventTooLargeError(
+            f"the key and attributes of the event {type[:64]!r} have {metadata} bytes, "
+            f"the limit is {MAX_METADATA_BYTES}"
+        )
+    return kind, type, key, time, cause, extra, body, ROW_BYTES + len(body) + metadata
+
+
+def entry_of(draft: Draft) -> Entry:
+    """Return a draft's entry. Raises as ``entry`` does."""
+    extra = None if draft.extra is NO_EXTRA or draft.extra == NO_EXTRA else encoded(draft.extra)
+    return entry(draft.kind, draft.type, draft.key, format_time(draft.time), draft.cause, extra, draft.body)
+
+
+def encoded(extra: Extra) -> str:
+    """Return what stands in the column ``extra``."""
+    return _EXTRA.encode(extra).decode()
+
+
+def _bytes(text: str | None) -> int:
+    return 0 if text is None else len(text) if text.isascii() else len(text.encode())
+
+
 Tails = dict[tuple[str, str], "Tail"]
 """The ends of a transaction's origins, by lane and destination."""
 
@@ -47,7 +109,7 @@ Tails = dict[tuple[str, str], "Tail"]
 class Tail:
     """The end of one origin within one transaction, written back by ``Outbox.flush``."""
 
-    __slots__ = ("bytes", "drafts", "epoch", "epoch_id", "last", "origin", "prev", "size")
+    __slots__ = ("bytes", "epoch", "epoch_id", "last", "origin", "prev", "rows", "size")
 
     def __init__(self, row: Row, opening: str) -> None:
         self.origin: int = row["origin"]
@@ -62,4 +124,4 @@ class Tail:
             self.epoch, self.last = new_epoch(row["epoch"]), 0
             self.prev = "none" if row["epoch"] is None else str(Place(row["epoch"], row["last"]))
         self.size = 0
-        self.drafts: list[dict[str, Any]] = []
+        self.rows: list[tuple[Any, ...]] = []

@@ -14,8 +14,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+from forebay.drafts import ROW_BYTES
 from forebay.identity import MessageId
-from forebay.outbox import ROW_BYTES
 from forebay.sequences import Range, joined, without
 from forebay.transaction import Row, Transaction
 

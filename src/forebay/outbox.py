@@ -9,7 +9,7 @@ from __future__ import annotations
 import time as wall
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -17,25 +17,15 @@ import msgspec
 
 from forebay import dropping, freeing
 from forebay.clock import HybridClock
-from forebay.drafts import NO_EXTRA, Draft, Extra, Tail, Tails
+from forebay.drafts import COLUMNS, NO_EXTRA, Draft, Entry, Extra, Tail, Tails, entry_of
 from forebay.draining import DrainRate
-from forebay.envelope import Message, command_subject, event_subject, format_time, parse_time
-from forebay.errors import BudgetSpentError, ConfigurationError, EventTooLargeError
+from forebay.envelope import Message, command_subject, event_subject, parse_time
+from forebay.errors import BudgetSpentError, ConfigurationError
 from forebay.identity import Origin, Place, checked_name, parse_place
 from forebay.lanes import Lane
 from forebay.protocol.confirmation import ConfirmedBy
 from forebay.sequences import Range
 from forebay.transaction import Row, Transaction
-
-MAX_EVENT_BYTES = 256 * 1024
-"""Bytes of one event's body."""
-
-MAX_METADATA_BYTES = 16 * 1024
-"""Bytes of an event's key, type and attributes. Percent-encoded they are at most three times as many, and a broker
-takes 64 KiB of headers: what is above would be refused for ever."""
-
-ROW_BYTES = 160
-"""What a row takes beside its texts and its body, measured as file growth per row on SQLite."""
 
 _ORIGIN = """
     select o.id as origin, o.bytes, e.id as epoch_id, e.epoch, e.opening, e.last
@@ -155,40 +145,51 @@ class Outbox:
                 ``MAX_METADATA_BYTES``.
             BudgetSpentError: the lane's budget is spent.
         """
-        if len(draft.body) > MAX_EVENT_BYTES:
-            raise EventTooLargeError(
-                f"the event {draft.type!r} has {len(draft.body)} bytes, the limit is {MAX_EVENT_BYTES}"
-            )
-        origin = draft.lane, draft.destination
-        tail = tails.get(origin) or tails.setdefault(origin, self._open_tail(tx, *origin))
-        extra = None if draft.extra == NO_EXTRA else msgspec.json.encode(draft.extra).decode()
-        texts = (draft.kind, draft.type, draft.key, draft.cause, extra)
-        metadata = sum(len(text.encode()) for text in texts if text)
-        if metadata > MAX_METADATA_BYTES:
-            raise EventTooLargeError(
-                f"the key and attributes of the event {draft.type[:64]!r} have {metadata} bytes, "
-                f"the limit is {MAX_METADATA_BYTES}"
-            )
-        size = ROW_BYTES + len(draft.body) + metadata
-        self._make_room(tx, tail, draft, size)
-        # Whatever can fail comes before the place is taken: a unit may catch the error and go on.
-        row = {
-            "sequence": tail.last + 1,
-            "kind": draft.kind,
-            "type": draft.type,
-            "key": draft.key,
-            "time": format_time(draft.time),
-            "hlc": self.clock.tick(),
-            "cause": draft.cause,
-            "extra": extra,
-            "body": draft.body,
-            "bytes": size,
-            "written_at": wall.time_ns() // 1_000_000,
-        }
-        tail.drafts.append(row)
-        tail.last += 1
+        entry = entry_of(draft)
+        tail = self._tail(tx, tails, draft.lane, draft.destination)
+        self._make_room(tx, tail, self.lanes[draft.lane], entry, draft.destination)
+        return self._take(tx, tail, [entry], entry[-1])
+
+    def extend(self, tx: Transaction, tails: Tails, lane: str, entries: Sequence[Entry]) -> Place:
+        """Take the next places of a lane for many events at once; return the first, from which they run on.
+
+        What it leaves is what appending one after the other leaves.
+
+        Raises:
+            ConfigurationError: the service has no such lane.
+            BudgetSpentError: the lane's budget is spent; no place was taken, but in a lane that drops.
+        """
+        tail = self._tail(tx, tails, lane, "")
+        known, first = self.lanes[lane], Place(tail.epoch, tail.last + 1)
+        size = sum(entry[-1] for entry in entries)
+        if tail.bytes + tail.size + size > known.drop_from_bytes:
+            self._shed(tx, tail, known, tail.bytes + tail.size + size - known.drop_from_bytes, "")
+        lacking = tail.bytes + tail.size + size - known.drop_from_bytes
+        if lacking <= 0:
+            self._take(tx, tail, entries, size)
+        elif known.drops:
+            for entry in entries:
+                self._make_room(tx, tail, known, entry, "")
+                self._take(tx, tail, [entry], entry[-1])
+        else:
+            raise BudgetSpentError(lane, known.budget_bytes, self.drains[lane].retry_after(lacking))
+        return first
+
+    def _take(self, tx: Transaction, tail: Tail, entries: Sequence[Entry], size: int) -> Place:
+        """Take the next places; whatever can fail came before: a unit may catch the error and go on."""
+        if not entries:
+            return Place(tail.epoch, tail.last)
+        if tail.epoch_id is None:
+            self._begin_epoch(tx, tail)
+        first, tick, now = tail.last + 1, self.clock.ticks(len(entries)), wall.time_ns() // 1_000_000
+        epoch_id = tail.epoch_id
+        tail.rows += [
+            (*entry, epoch_id, sequence, hlc, now)
+            for entry, sequence, hlc in zip(entries, count(first), count(tick), strict=False)
+        ]
+        tail.last += len(entries)
         tail.size += size
-        return Place(tail.epoch, tail.last)
+        return Place(tail.epoch, first)
 
     def flush(self, tx: Transaction, tails: Tails) -> None:
         """Write what was appended: the rows, the epochs' ends and the origins' books."""
@@ -196,67 +197,65 @@ class Outbox:
             self._write(tx, tail)
 
     def _write(self, tx: Transaction, tail: Tail) -> None:
-        if not tail.drafts:
+        if not tail.rows:
             return
-        if tail.epoch_id is None:
-            tail.epoch_id = tx.execute(
-                "insert into forebay_epoch (origin, epoch, opening, prev)"
-                " values (:origin, :epoch, :opening, :prev) returning id",
-                origin=tail.origin,
-                epoch=tail.epoch,
-                opening=tx.opening,
-                prev=tail.prev,
-            )[0]["id"]
-        for draft in tail.drafts:
-            draft["epoch"] = tail.epoch_id
-        tx.executemany(
-            "insert into forebay_outbox (epoch, sequence, kind, type, key, time, hlc, cause, extra, body, bytes,"
-            " written_at) values (:epoch, :sequence, :kind, :type, :key, :time, :hlc, :cause, :extra, :body,"
-            " :bytes, :written_at)",
-            tail.drafts,
-        )
+        tx.insert_many("forebay_outbox", COLUMNS, tail.rows)
         tx.execute("update forebay_epoch set last = :last where id = :id", last=tail.last, id=tail.epoch_id)
         tx.execute(
             "update forebay_origin set bytes = bytes + :size, written = written + :count, clock = :clock"
             " where id = :id",
             size=tail.size,
-            count=len(tail.drafts),
-            clock=tail.drafts[-1]["hlc"],
+            count=len(tail.rows),
+            clock=tail.rows[-1][COLUMNS.index("hlc")],
             id=tail.origin,
         )
-        tail.bytes, tail.size, tail.drafts = tail.bytes + tail.size, 0, []
+        tail.bytes, tail.size, tail.rows = tail.bytes + tail.size, 0, []
 
-    def _make_room(self, tx: Transaction, tail: Tail, draft: Draft, size: int) -> None:
-        """See to it that the draft fits its lane: shed what is confirmed, then drop, where the lane does (O3).
+    def _begin_epoch(self, tx: Transaction, tail: Tail) -> None:
+        tail.epoch_id = tx.execute(
+            "insert into forebay_epoch (origin, epoch, opening, prev)"
+            " values (:origin, :epoch, :opening, :prev) returning id",
+            origin=tail.origin,
+            epoch=tail.epoch,
+            opening=tx.opening,
+            prev=tail.prev,
+        )[0]["id"]
+
+    def _make_room(self, tx: Transaction, tail: Tail, lane: Lane, entry: Entry, destination: str) -> None:
+        """See to it that an entry fits its lane: shed what is confirmed, then drop, where the lane does (O3).
 
         Raises:
             BudgetSpentError: it does not fit, and what was tried is kept: it changes nothing that counts.
         """
-        lane = self.lanes[draft.lane]
-        limit = lane.drop_from_bytes
+        kind, key, size, limit = entry[0], entry[2], entry[-1], lane.drop_from_bytes
 
         def lacking() -> int:
             return tail.bytes + tail.size + size - limit
 
-        if lacking() > 0 and (upto := self._sheddable(draft)) is not None:
-            tail.bytes -= freeing.shed(tx, lane.name, upto, lacking(), draft.destination)
+        if lacking() <= 0:
+            return
+        self._shed(tx, tail, lane, lacking(), destination)
         if lacking() > 0 and lane.drops and size <= limit:
             self._write(tx, tail)  # what this very unit wrote is among the oldest too
             if lane.when_full == "drop-oldest":
                 tail.bytes -= dropping.drop_oldest(tx, tail.origin, lacking())
             else:
                 tail.bytes -= dropping.drop_replaced(tx, tail.origin)
-                if lacking() > 0 and draft.key is not None:
-                    tail.bytes -= dropping.drop_of_key(tx, tail.origin, draft.kind, draft.key, lacking())
+                if lacking() > 0 and key is not None:
+                    tail.bytes -= dropping.drop_of_key(tx, tail.origin, kind, key, lacking())
         if lacking() > 0:
             raise BudgetSpentError(lane.name, lane.budget_bytes, self.drains[lane.name].retry_after(lacking()))
 
-    def _sheddable(self, draft: Draft) -> Place | None:
-        return (
-            self.sheddable_to.get((draft.lane, draft.destination))
-            if draft.destination
-            else self.sheddable.get(draft.lane)
-        )
+    def _shed(self, tx: Transaction, tail: Tail, lane: Lane, need: int, destination: str) -> None:
+        upto = self.sheddable_to.get((lane.name, destination)) if destination else self.sheddable.get(lane.name)
+        if upto is not None:
+            tail.bytes -= freeing.shed(tx, lane.name, upto, need, destination)
+
+    def _tail(self, tx: Transaction, tails: Tails, lane: str, destination: str) -> Tail:
+        tail = tails.get((lane, destination))
+        if tail is None:
+            tail = tails[lane, destination] = self._open_tail(tx, lane, destination)
+        return tail
 
     def _open_tail(self, tx: Transaction, lane: str, destination: str) -> Tail:
         if lane not in self.lanes:

@@ -5,7 +5,7 @@ SQL is written once, with ``:name`` parameters; an adapter translates them. Doma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -45,6 +45,13 @@ class Transaction(Protocol):
 
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Run one statement once per mapping of parameters. Raises as ``execute`` does."""
+        ...
+
+    def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows whose values stand in the order of ``columns``; many rows cost less than with ``executemany``.
+
+        Raises as ``execute`` does.
+        """
         ...
 
 

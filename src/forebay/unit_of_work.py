@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -10,10 +10,11 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import msgspec
 
 from forebay.command import EXPIRY, Command, destination_of
-from forebay.drafts import NO_EXTRA, Draft, Extra, Tails
+from forebay.drafts import NO_EXTRA, Draft, Entry, Extra, Tails
 from forebay.envelope import Message, format_time
 from forebay.errors import ConfigurationError
 from forebay.event import Event, key_of
+from forebay.identity import Place
 from forebay.outbox import Outbox
 from forebay.transaction import Row, Store, Transaction
 
@@ -79,6 +80,10 @@ class UnitOfWork:
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Run one statement once per mapping; see ``Transaction.executemany``."""
         self._tx.executemany(sql, rows)
+
+    def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows whose values stand in the order of ``columns``; see ``Transaction.insert_many``."""
+        self._tx.insert_many(table, columns, rows)
 
     def emit(self, event: Event, *, time: datetime | None = None, cause: Message | None = None) -> str:
         """Write an event into the outbox and return its message id.
@@ -173,6 +178,14 @@ class UnitOfWork:
     def append(self, draft: Draft) -> str:
         """Write an event of a form of its own (the gateway's clients' events) and return its message id."""
         return str(self._outbox.append(self._tx, self._tails, draft))
+
+    def extend(self, lane: str, entries: Sequence[Entry]) -> Place:
+        """Write many events at once, made with ``drafts.entry``; return the first one's place, from which they run on.
+
+        Raises:
+            BudgetSpentError, ConfigurationError: see ``Outbox.extend``.
+        """
+        return self._outbox.extend(self._tx, self._tails, lane, entries)
 
     def because_of(self, message: Message | None) -> None:
         """Let ``message`` be the cause of what is emitted from here on."""

@@ -10,13 +10,13 @@ import pytest
 
 from forebay import freeing
 from forebay.clock import HybridClock
-from forebay.drafts import Draft, Extra
+from forebay.drafts import MAX_EVENT_BYTES, Draft, Extra
 from forebay.envelope import Message
 from forebay.errors import BudgetSpentError, ConfigurationError, EventTooLargeError
 from forebay.event import Event
 from forebay.identity import Place, parse_message_id
 from forebay.lanes import Lane
-from forebay.outbox import MAX_EVENT_BYTES, Outbox
+from forebay.outbox import Outbox
 from forebay.protocol.confirmation import ConfirmedBy
 from forebay.sqlite import MigrationSet
 from forebay.transaction import Transaction

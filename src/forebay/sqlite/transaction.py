@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -24,6 +24,11 @@ def refused_word(sql: str) -> str | None:
     match = _FIRST_WORD.match(sql)
     word = match[1].upper() if match else ""
     return word if word in _REFUSED else None
+
+
+@lru_cache(maxsize=256)
+def _insertion(table: str, columns: tuple[str, ...]) -> str:
+    return f"insert into {table} ({', '.join(columns)}) values ({', '.join('?' * len(columns))})"
 
 
 class SqliteTransaction:
@@ -64,11 +69,14 @@ class SqliteTransaction:
 
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Run one statement once per mapping of parameters. Raises as ``execute`` does."""
-        self._check(sql)
-        try:
-            self._connection.executemany(sql, rows)
-        except sqlite3.Error as error:
-            self._raise(error)
+        self._many(sql, rows)
+
+    def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows whose values stand in the order of ``columns``. Raises as ``execute`` does.
+
+        Places are bound by their number: a name has to be looked up for every value of every row.
+        """
+        self._many(_insertion(table, tuple(columns)), rows)
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -78,6 +86,13 @@ class SqliteTransaction:
     def end(self) -> None:
         """Refuse every further statement: the unit of work has returned."""
         self._over = True
+
+    def _many(self, sql: str, rows: Iterable[Any]) -> None:
+        self._check(sql)
+        try:
+            self._connection.executemany(sql, rows)
+        except sqlite3.Error as error:
+            self._raise(error)
 
     def _check(self, sql: str) -> None:
         if self.failure is not None:
