@@ -6,19 +6,18 @@ again. They are remembered for seven days (``MEMORY``).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import asyncio
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import msgspec
 from litestar import Request
 
-from edge.gateway.cloudevents import ClientEvent, read_events
+from edge.gateway.arrivals import Arrivals, read
 from edge.gateway.operation import EventsOperation
 from forebay import Lane, Service, UnitOfWork, UnitStore
-from forebay.drafts import Draft, Extra
+from forebay.errors import ConstraintError
 from forebay.problems import ProblemError, phrase
 
 LANES = (Lane("ledger"), Lane("telemetry"))
@@ -31,7 +30,10 @@ MEMORY = timedelta(days=7)
 _FORGET_STEP = 16
 """Old ids that one write forgets beside as many as it brings: no write pays for a long silence."""
 
-_NOT_A_NAME = re.compile(r"[^a-z0-9]")
+ASIDE = 64 * 1024
+"""Bytes of a body from which it is decoded on another thread: the event loop answers others meanwhile."""
+
+_COLUMNS = ("name", "content", "message_id", "accepted_at")
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +46,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for event_type, lane in self.lanes.items():
             if lane not in known:
                 raise ValueError(f"lanes: {event_type!r} goes to {lane!r}, the lanes are {' and '.join(known)}")
+
+    def lane_of(self, event_type: str) -> str:
+        """Return the lane of a type."""
+        return self.lanes.get(event_type, DEFAULT_LANE)
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -60,11 +66,39 @@ gateway = Service("gateway", lanes=LANES, settings=GatewaySettings)
 @gateway.post("/events", problems=[409, 413, 415, 422, 503, 507], operation_class=EventsOperation)
 async def take_events(request: Request[Any, Any, Any], store: UnitStore, settings: GatewaySettings) -> Accepted:
     """Take one event or a batch; it answers when all are on disk. A batch is taken whole or refused whole."""
-    events = read_events(request.scope["headers"], await request.body())
-    return await store.write(accept, events, settings.lanes)
+    body = await request.body()
+    headers = request.scope["headers"]
+    if len(body) < ASIDE:
+        arrivals = read(headers, body, settings.lane_of)
+    else:
+        arrivals = await asyncio.to_thread(read, headers, body, settings.lane_of)
+    try:
+        return await store.write(accept_new, arrivals)
+    except ConstraintError:  # of the primary key: an event is there already, and nothing of the request was kept
+        return await store.write(accept, arrivals)
 
 
-def accept(tx: UnitOfWork, events: Sequence[ClientEvent], lanes: Mapping[str, str]) -> Accepted:
+def accept_new(tx: UnitOfWork, arrivals: Arrivals) -> Accepted:
+    """Write events that are all new into the outbox.
+
+    Raises:
+        ConstraintError: one of them is there already, or is in the request twice.
+        BudgetSpentError: a lane's budget is spent.
+    """
+    now = datetime.now(UTC)
+    ids = [""] * len(arrivals.names)
+    for lane in set(arrivals.lanes):
+        of_lane = [at for at, its in enumerate(arrivals.lanes) if its == lane]
+        place = tx.extend(lane, [arrivals.entries[at] for at in of_lane])
+        for sequence, at in enumerate(of_lane, place.sequence):
+            ids[at] = f"{place.epoch}-{sequence}"
+    accepted_at = repeat(int(now.timestamp()), len(ids))
+    tx.insert_many("client_id", _COLUMNS, list(zip(arrivals.names, arrivals.contents, ids, accepted_at, strict=True)))
+    forget(tx, now - MEMORY, len(ids) + _FORGET_STEP)
+    return Accepted(len(ids), 0, ids)
+
+
+def accept(tx: UnitOfWork, arrivals: Arrivals) -> Accepted:
     """Write the events into the outbox but for those that are there already.
 
     Raises:
@@ -74,52 +108,34 @@ def accept(tx: UnitOfWork, events: Sequence[ClientEvent], lanes: Mapping[str, st
     now = datetime.now(UTC)
     ids: list[str] = []
     duplicates = 0
-    for event in events:
-        name = blake2b(msgspec.json.encode((event.source, event.id)), digest_size=16).digest()
-        known = tx.execute("select content, message_id from client_event where name = :name", name=name)
+    for at, name in enumerate(arrivals.names):
+        content = arrivals.contents[at]
+        known = tx.execute("select content, message_id from client_id where name = :name", name=name)
         if not known:
-            message_id = tx.append(_draft(event, lanes.get(event.type, DEFAULT_LANE), now))
-            tx.execute(
-                "insert into client_event (name, content, message_id, accepted_at)"
-                " values (:name, :content, :message_id, :accepted_at)",
-                name=name,
-                content=event.content,
-                message_id=message_id,
-                accepted_at=int(now.timestamp()),
-            )
+            message_id = str(tx.extend(arrivals.lanes[at], [arrivals.entries[at]]))
+            tx.insert_many("client_id", _COLUMNS, [(name, content, message_id, int(now.timestamp()))])
             ids.append(message_id)
-        elif known[0]["content"] == event.content:
+        elif known[0]["content"] == content:
             duplicates += 1
             ids.append(known[0]["message_id"])
         else:
-            detail = f"event {event.id!r} of {event.source!r} was accepted before with other contents"
-            raise ProblemError(409, phrase(409), detail, event.where or "id", source=event.source, id=event.id)
-    forget(tx, now - MEMORY, len(events) + _FORGET_STEP)
-    return Accepted(len(events) - duplicates, duplicates, ids)
+            raise _conflict(arrivals, at)
+    forget(tx, now - MEMORY, len(ids) + _FORGET_STEP)
+    return Accepted(len(ids) - duplicates, duplicates, ids)
+
+
+def _conflict(arrivals: Arrivals, at: int) -> ProblemError:
+    source, name = arrivals.source_and_id(at)
+    detail = f"event {name!r} of {source!r} was accepted before with other contents"
+    field = f"[{at}]" if arrivals.many else "id"
+    return ProblemError(409, phrase(409), detail, field, source=source, id=name)
 
 
 def forget(tx: UnitOfWork, before: datetime, limit: int) -> None:
     """Forget at most ``limit`` ids that were accepted before a time, the oldest first."""
     tx.execute(
-        "delete from client_event where name in"
-        " (select name from client_event where accepted_at < :before order by accepted_at limit :limit)",
+        "delete from client_id where name in"
+        " (select name from client_id where accepted_at < :before order by accepted_at limit :limit)",
         before=int(before.timestamp()),
         limit=limit,
-    )
-
-
-def kind_of(event_type: str) -> str:
-    """Return the last token of the subject for a client's type."""
-    return _NOT_A_NAME.sub("-", event_type.lower()).strip("-")[:63] or "event"
-
-
-def _draft(event: ClientEvent, lane: str, now: datetime) -> Draft:
-    return Draft(
-        lane=lane,
-        kind=kind_of(event.type),
-        type=event.type,
-        body=event.body,
-        time=event.time or now,
-        key=event.key,
-        extra=Extra(id=event.id, source=event.source, content_type=event.content_type, attributes=event.attributes),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -23,6 +22,8 @@ from forebay.problems import ProblemError, body_problem, invalid, phrase
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
+LINES = ("application/x-ndjson", "application/ndjson")
+"""One structured event a line; empty lines count for nothing."""
 
 MAX_ATTRIBUTE_BYTES = 16 * 1024
 """Bytes of one event's attributes, percent-encoded: a message of NATS has at most 64 KiB of headers."""
@@ -39,8 +40,10 @@ _NON_EMPTY = (*_REQUIRED, "subject", "dataschema", "datacontenttype", "partition
 _NAMED = frozenset({*_REQUIRED, "time", "datacontenttype", "partitionkey"})
 _RESERVED = "forebay"
 _MAX_INTEGER = 2**31 - 1
-_EVENTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_EVENTS = msgspec.json.Decoder(list[msgspec.Raw])
 _EVENT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ANY = msgspec.json.Decoder()
+_SAID = msgspec.json.Encoder(order="deterministic")
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -50,7 +53,7 @@ class ClientEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         where: the event's path in the request, such as ``[3]`` in a batch; empty for a single one.
-        time: when it happened, in UTC; None where the client says nothing.
+        time: when it happened, RFC 3339 in UTC; None where the client says nothing.
         key: the ordering key, its ``partitionkey``.
         attributes: the attributes and extensions beside the named ones.
         body: the data as it was sent, JSON.
@@ -61,7 +64,7 @@ class ClientEvent(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     id: str
     type: str
-    time: datetime | None
+    time: str | None
     key: str | None
     content_type: str
     attributes: dict[str, str]
@@ -69,22 +72,62 @@ class ClientEvent(msgspec.Struct, frozen=True, kw_only=True):
     content: bytes
 
 
-def read_events(headers: Headers, body: bytes) -> list[ClientEvent]:
-    """Read the events of a request, in whichever mode it is; a batch may be empty.
+def content_type_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """Return what a request's headers say of its body; empty where they say nothing."""
+    return b", ".join(value for name, value in headers if name.lower() == b"content-type").decode("latin-1")
+
+
+def events_of(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> list[msgspec.Raw] | list[bytes]:
+    """Split a batch, or lines, into its events, undecoded.
 
     Raises:
-        ProblemError: 400, 413, 415 or 422; it names the field, and in a batch the event.
+        ProblemError: 400 or 422, the batch is no array.
     """
-    known = list(headers)
-    content_type = b", ".join(value for name, value in known if name.lower() == b"content-type").decode("latin-1")
+    if media_type_of(content_type_of(headers)) == BATCH:
+        events: list[msgspec.Raw] = _decoded(_EVENTS, body)
+        return events
+    return [line for line in body.split(b"\n") if line.strip()]
+
+
+def read_event(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> ClientEvent:
+    """Read the one event of a request, in structured or in binary mode.
+
+    Raises:
+        ProblemError: 400, 413, 415 or 422; it names the field.
+    """
+    content_type = content_type_of(headers)
     media_type = media_type_of(content_type)
-    if media_type == BATCH:
-        return [_structured(event, f"[{index}]") for index, event in enumerate(_decoded(_EVENTS, body))]
     if media_type == STRUCTURED:
-        return [_structured(_decoded(_EVENT, body), "")]
+        return read_structured(body, "")
     if (media_type and not _JSON_TYPE.fullmatch(media_type)) or media_type.startswith("application/cloudevents"):
-        raise unsupported(content_type, f"{JSON} with ce-* headers, {STRUCTURED} or {BATCH}")
-    return [_binary(known, content_type, body)]
+        raise unsupported(content_type, f"{JSON} with ce-* headers, {STRUCTURED}, {BATCH} or {LINES[0]}")
+    return _binary(headers, content_type, body)
+
+
+def content_of(
+    type: str,  # noqa: A002 - the attribute's name
+    time: str | None,
+    key: str | None,
+    content_type: str,
+    others: Mapping[str, str],
+    data: Any,
+) -> bytes:
+    """Return a digest of all that an event says beside its source and id: the same in every mode.
+
+    Args:
+        type: the attribute.
+        time: the attribute, in UTC.
+        key: the attribute ``partitionkey``.
+        content_type: the attribute ``datacontenttype``.
+        others: its other attributes, in the order of their names.
+        data: its data, decoded.
+    """
+    said = type, time, key, content_type, others, data
+    try:
+        text = _SAID.encode(said)
+    except OverflowError:  # an integer beyond 64 bits, which the standard library's encoder has
+        text = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+    return blake2b(text, digest_size=16).digest()
 
 
 def _binary(headers: Sequence[tuple[bytes, bytes]], content_type: str, body: bytes) -> ClientEvent:
@@ -116,7 +159,17 @@ def _header_value(header: str, raw: bytes) -> str:
         raise invalid("the value does not decode to UTF-8", header) from None
 
 
-def _structured(event: Mapping[str, msgspec.Raw], where: str) -> ClientEvent:
+def read_structured(text: bytes | msgspec.Raw, where: str) -> ClientEvent:
+    """Read an event in the JSON format.
+
+    Args:
+        text: the event.
+        where: its path in the request; empty where it is the whole body.
+
+    Raises:
+        ProblemError: 400, 413, 415 or 422; it names the field.
+    """
+    event: dict[str, msgspec.Raw] = _decoded(_EVENT, text, where)
     prefix = f"{where}." if where else ""
     if "data_base64" in event:
         raise invalid("binary data is not taken, send JSON as data", f"{prefix}data_base64")
@@ -124,7 +177,7 @@ def _structured(event: Mapping[str, msgspec.Raw], where: str) -> ClientEvent:
     for name, raw in event.items():
         if name == "data":
             continue
-        value = _decoded(msgspec.json.Decoder(), bytes(raw), f"{prefix}{name}")
+        value = _decoded(_ANY, raw, f"{prefix}{name}")
         match value:
             case None:
                 continue  # the format's way to say that it is not set
@@ -161,13 +214,12 @@ def _checked(attributes: dict[str, str], body: bytes, *, where: str, prefix: str
     if len(body) > MAX_EVENT_BYTES:
         detail = f"the event's data has {len(body)} bytes, the limit is {MAX_EVENT_BYTES}"
         raise ProblemError(413, phrase(413), detail, data_field)
-    value = _decoded(msgspec.json.Decoder(), body, data_field)
-    if not _is_shallow(value):
+    value = _decoded(_ANY, body, data_field)
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and not _is_shallow(value):
         raise invalid(f"the data is nested deeper than {MAX_DEPTH} levels", data_field)
     time = _instant(attributes["time"], f"{prefix}time") if "time" in attributes else None
     others = {name: value for name, value in sorted(attributes.items()) if name not in _NAMED}
     key = attributes.get("partitionkey")
-    said = (attributes["type"], None if time is None else format_time(time), key, content_type, others, value)
     return ClientEvent(
         where=where,
         source=attributes["source"],
@@ -178,7 +230,7 @@ def _checked(attributes: dict[str, str], body: bytes, *, where: str, prefix: str
         content_type=content_type,
         attributes=others,
         body=body,
-        content=_digest(said),
+        content=content_of(attributes["type"], time, key, content_type, others, value),
     )
 
 
@@ -195,16 +247,16 @@ def _check_attribute(name: str, value: str, field: str) -> None:
         raise invalid("the value has control characters", field)
 
 
-def _instant(text: str, field: str) -> datetime:
+def _instant(text: str, field: str) -> str:
     try:
-        return parse_time(text).astimezone(UTC)
+        return format_time(parse_time(text))
     except HeaderError as error:
         raise invalid(str(error), field) from None
     except OverflowError:
         raise invalid(f"{text!r} is no time in the years 1 to 9999 of UTC", field) from None
 
 
-def _decoded(decoder: msgspec.json.Decoder[Any], text: bytes, where: str = "") -> Any:
+def _decoded(decoder: msgspec.json.Decoder[Any], text: bytes | msgspec.Raw, where: str = "") -> Any:
     try:
         return decoder.decode(text)
     except UNREADABLE as error:
@@ -228,9 +280,3 @@ def _children(value: Any) -> Iterable[Any]:
             return value
         case _:
             return ()
-
-
-def _digest(said: Sequence[Any]) -> bytes:
-    # The standard library's encoder, because msgspec's has no integers beyond 64 bits.
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    return blake2b(text.encode(), digest_size=16).digest()

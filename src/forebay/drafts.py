@@ -78,7 +78,8 @@ def entry(
     """
     if len(body) > MAX_EVENT_BYTES:
         raise EventTooLargeError(f"the event {type!r} has {len(body)} bytes, the limit is {MAX_EVENT_BYTES}")
-    metadata = _bytes(kind) + _bytes(type) + _bytes(key) + _bytes(cause) + _bytes(extra)
+    texts = f"{kind}{type}{key or ''}{cause or ''}{extra or ''}"
+    metadata = len(texts) if texts.isascii() else len(texts.encode())
     if metadata > MAX_METADATA_BYTES:
         raise EventTooLargeError(
             f"the key and attributes of the event {type[:64]!r} have {metadata} bytes, "
@@ -98,8 +99,9 @@ def encoded(extra: Extra) -> str:
     return _EXTRA.encode(extra).decode()
 
 
-def _bytes(text: str | None) -> int:
-    return 0 if text is None else len(text) if text.isascii() else len(text.encode())
+def extra_of(entry: Entry) -> Extra:
+    """Return what stands in an entry's column ``extra``."""
+    return NO_EXTRA if entry[5] is None else msgspec.json.decode(entry[5], type=Extra)
 
 
 Tails = dict[tuple[str, str], "Tail"]

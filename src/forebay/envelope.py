@@ -113,7 +113,7 @@ def percent_decode(value: str) -> str:
 
 def format_time(time: datetime) -> str:
     """Write an aware time as RFC 3339 in UTC, with as many digits as it has."""
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return f"{(time if time.tzinfo is UTC else time.astimezone(UTC)).isoformat()[:-6]}Z"
 
 
 def parse_time(text: str) -> datetime:

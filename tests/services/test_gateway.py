@@ -13,7 +13,8 @@ from cloudevents.core.bindings.http import HTTPMessage, to_binary_event, to_stru
 from cloudevents.core.v1.event import CloudEvent
 
 from edge.gateway import app as gateway_app
-from edge.gateway.app import GatewaySettings, forget, kind_of
+from edge.gateway.app import GatewaySettings, forget
+from edge.gateway.arrivals import kind_of
 from forebay import Transaction
 from forebay.errors import ConfigurationError
 from tests.services.conftest import Serve, Served
@@ -352,7 +353,7 @@ async def test_ids_are_forgotten_after_their_time_in_small_steps(gateway: Served
     await post(gateway, [event(id=str(number)) for number in range(5)], BATCH)
 
     def count(tx: Transaction) -> int:
-        return int(tx.execute("select count(*) as n from client_event")[0]["n"])
+        return int(tx.execute("select count(*) as n from client_id")[0]["n"])
 
     now = datetime.now(UTC)
     await gateway.units.write(forget, now - timedelta(days=7), 3)
