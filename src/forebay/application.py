@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,17 +12,13 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath
 
+from forebay.direct import trace_of
 from forebay.metrics import CONTENT_TYPE, render
 from forebay.operations import operations
 from forebay.problems import ProblemError, exception_handlers, problem_responses
 from forebay.running import RunningService
 from forebay.tracking import Whereabouts
-from forebay.unit_of_work import TRACE, Trace
-
-MAX_TRACESTATE = 512
-"""Characters of ``tracestate`` that are carried on, as W3C Trace Context asks for at least."""
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+from forebay.unit_of_work import NO_TRACE, TRACE
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
 """Bytes of one request's body."""
@@ -96,7 +91,5 @@ def build_application(services: Sequence[RunningService], connected: Callable[[]
 
 async def _take_trace(request: Request[Any, Any, Any]) -> None:
     """Let the events that this request writes carry its trace; what is no W3C trace context is ignored."""
-    traceparent = request.headers.get("traceparent", "")
-    if _TRACEPARENT.fullmatch(traceparent):
-        tracestate = request.headers.get("tracestate", "")
-        TRACE.set(Trace(traceparent, tracestate if 0 < len(tracestate) <= MAX_TRACESTATE else None))
+    if (trace := trace_of(request.scope["headers"])) is not NO_TRACE:
+        TRACE.set(trace)

@@ -58,6 +58,12 @@ class IntentFolder:
 
     async def waiting(self) -> dict[str, bytes]:
         """Return the files' contents by name."""
+        try:
+            # Here, not on a thread: it takes some microseconds, and is asked twice a second for as long as it runs.
+            if not any(path.suffix == ".json" for path in self._folder.iterdir()):
+                return {}
+        except OSError:
+            return {}
         return await anyio.to_thread.run_sync(self._read)
 
     async def remove(self, name: str) -> None:

@@ -72,10 +72,7 @@ class JsonBody(AbstractDTO[Any]):
             ProblemError: 400 or 422, see ``body_problem``.
         """
         wanted = self.asgi_connection.route_handler.parsed_data_field.annotation
-        try:
-            return _decoder(wanted).decode(value)
-        except UNREADABLE as error:
-            raise body_problem(error) from None
+        return decoded(value, wanted)
 
     @classmethod
     def create_for_field_definition(cls, *_: Any, **__: Any) -> None:
@@ -103,6 +100,18 @@ class JsonBody(AbstractDTO[Any]):
     def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:  # noqa: ARG003
         """Say no: there is no transfer model."""
         return False
+
+
+def decoded(body: bytes, wanted: Any) -> Any:
+    """Return a body as the type that a route asks for.
+
+    Raises:
+        ProblemError: 400 or 422, see ``body_problem``.
+    """
+    try:
+        return _decoder(wanted).decode(body)
+    except UNREADABLE as error:
+        raise body_problem(error) from None
 
 
 @lru_cache(256)

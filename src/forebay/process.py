@@ -6,14 +6,17 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from email.utils import formatdate
 from importlib.metadata import version
 from pathlib import Path
 
 import anyio
 import msgspec
 import uvicorn
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from forebay.application import build_application
 from forebay.backup import finish_restore
@@ -77,7 +80,9 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: the process stops its parts in an order of its own.
+    """uvicorn without its own signal handling, and without its look at the clock ten times a second.
+
+    The process stops its parts in an order of its own, by ``stop``.
 
     Args:
         config: uvicorn's.
@@ -87,15 +92,45 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._stopping = anyio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_started()
 
+    async def main_loop(self) -> None:
+        await self._stopping.wait()
+
+    def stop(self) -> None:
+        """End what is under way within its time; told twice, at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._stopping.set()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Dated:
+    """Lets the answers of uvicorn carry the date (RFC 9110, 6.6.1), which is worked out when it is needed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._second = 0
+
+    def attach(self, server: uvicorn.Server) -> None:
+        """Say whose answers: its connections share one list of headers."""
+        self._headers = server.server_state.default_headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._headers[:] = [(b"date", formatdate(second, usegmt=True).encode())]
+        await self._app(scope, receive, send)
 
 
 async def run_process(config: ProcessConfig, project: Project, services: Sequence[LoadedService]) -> None:
@@ -139,11 +174,15 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
         for service in running:
             await service.follow({each.name: each for each in running})
         application = build_application(running, lambda: connection.connected, version("forebay"))
+        dated = _Dated(application)
         server = _Server(
             uvicorn.Config(
-                application,
+                dated,
                 host=config.host,
                 port=config.port,
+                ws="none",
+                interface="asgi3",
+                proxy_headers=False,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
@@ -151,6 +190,7 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
             ),
             on_started=notifier.ready,
         )
+        dated.attach(server)
         services_named = [service.name for service in running]
         port = listening.getsockname()[1]
         logger.info("process.started", extra={"node": config.node, "services": services_named, "port": port})
@@ -187,9 +227,7 @@ def _address(listening: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _stop_on_signal(server: uvicorn.Server) -> None:
+async def _stop_on_signal(server: _Server) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            if server.should_exit:
-                server.force_exit = True
-            server.should_exit = True
+            server.stop()

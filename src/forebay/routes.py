@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import litestar
 import msgspec
@@ -14,6 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody
 from litestar.types import AnyCallable
 
+from forebay.direct import Direct, Form, form_of
 from forebay.errors import ConfigurationError
 from forebay.json_body import JsonBody, json_only
 from forebay.problems import problem_responses
@@ -21,6 +22,25 @@ from forebay.unit_of_work import UnitStore
 
 _MARKERS: dict[str, Any] = {"data": JSONBody, "store": NamedDependency, "settings": NamedDependency}
 """What Litestar wants to see around the types of these parameters."""
+
+
+class _Route(NamedTuple):
+    """A route as it was declared: ``verb`` is Litestar's decorator."""
+
+    verb: Callable[..., Any]
+    path: str
+    options: dict[str, Any]
+    function: AnyCallable
+    form: Form | None
+
+    def handler(self, given: Mapping[str, Any]) -> HTTPRouteHandler:
+        """Return Litestar's handler; on the short way where the route suits it (``forebay.direct``)."""
+        options = self.options
+        if self.form is not None:
+            direct = Direct(self.function, self.form, given, options.get("status_code", 201))
+            options = {**options, "middleware": [direct.middleware]}
+        handler: HTTPRouteHandler = self.verb(self.path, **options)(self.function)
+        return handler
 
 
 class Routes:
@@ -34,7 +54,7 @@ class Routes:
     def __init__(self, name: str, settings: type[Any]) -> None:
         self.name = name
         self.settings_type = settings
-        self._routes: list[HTTPRouteHandler] = []
+        self._routes: list[_Route] = []
 
     def configured(self, settings: Mapping[str, Any] | None) -> Any:
         """Return the table ``[<service>]`` of ``forebay.toml`` as the type that the service declares.
@@ -78,7 +98,7 @@ class Routes:
         known = self.configured(settings)
         return Router(
             path=f"/{self.name}",
-            route_handlers=self._routes,
+            route_handlers=[route.handler({"store": store, "settings": known}) for route in self._routes],
             dependencies={
                 "store": Provide(lambda: store, sync_to_thread=False),
                 "settings": Provide(lambda: known, sync_to_thread=False),
@@ -92,11 +112,12 @@ class Routes:
         options["responses"] = {**problem_responses(problems), **options.get("responses", {})}
 
         def register(function: AnyCallable) -> AnyCallable:
+            form = form_of(function, options) if verb is litestar.post else None
             _mark_parameters(function)
             if "data" in inspect.signature(function).parameters:
                 options.setdefault("dto", JsonBody)
                 options["guards"] = [json_only, *(options.get("guards") or ())]
-            self._routes.append(verb(path, **options)(function))
+            self._routes.append(_Route(verb, path, options, function, form))
             return function
 
         return register

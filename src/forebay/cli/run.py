@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import anyio
@@ -157,4 +158,4 @@ def run(
         max_database=max_database,
     )
     loaded = load_services(project, services)
-    anyio.run(run_process, config, project, loaded)
+    anyio.run(run_process, config, project, loaded, backend_options={"use_uvloop": find_spec("uvloop") is not None})
