@@ -8,6 +8,7 @@ at fault alone fails and all others run again (rule I3).
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,17 +19,25 @@ from forebay.sqlite.failures import primary_code, store_error
 from forebay.sqlite.transaction import SqliteTransaction
 from forebay.work import Verdict, Work, fail_all, run_unit
 
+GROUP_TIME = 0.02
+"""Seconds after which a group takes no further unit: whoever wrote little does not wait for all that others write."""
+
 
 @dataclass(slots=True)
 class Group:
-    """Runs groups on one connection, on that connection's thread."""
+    """Runs groups on one connection, on that connection's thread.
+
+    Attributes:
+        rest: units that were not begun, for want of time; they come first in the next group.
+    """
 
     connection: sqlite3.Connection
     opening: str
+    rest: list[Work] = field(default_factory=list, init=False)
     _batches: deque[list[Work]] = field(default_factory=deque, init=False)
 
     def run(self, works: list[Work]) -> Verdict:
-        """Run ``works`` in order; afterwards each that was not abandoned has its answer.
+        """Run ``works`` in order; afterwards each that was not abandoned and is not in ``rest`` has its answer.
 
         What the units raise ends in their answers; only what is no ``Exception`` comes out of here.
         """
@@ -57,7 +66,11 @@ class Group:
             fail_all(batch, partial(store_error, error, "BEGIN"), error)
             return
         reach("write.begun")
-        for work in batch:
+        until = time.monotonic() + GROUP_TIME
+        for at, work in enumerate(batch):
+            if at and time.monotonic() > until:
+                self.rest, batch = batch[at:] + self.rest, batch[:at]
+                break
             if not work.abandoned and not self._keep(work):
                 self._batches.appendleft([other for other in batch if other is not work])
                 return

@@ -31,8 +31,9 @@ class Writer:
     """Commits units of work in the order in which they were submitted.
 
     It never waits for a group to fill: while one group is synced to disk the next one gathers, so a lone unit is
-    answered at once and many share a sync. All answers of a group, and of groups that ended before the event loop came
-    round, reach the loop in one call.
+    answered at once and many share a sync. A group begins no further unit after ``GROUP_TIME``, so that whoever wrote
+    little does not wait for many who write much. All answers of a group, and of groups that ended before the event loop
+    came round, reach the loop in one call.
 
     After an uncertain COMMIT (rule O6) it closes every connection and opens anew, so that SQLite reads the log
     from disk, and writes again only once the log is checkpointed; each submitted unit begins another attempt.
@@ -75,6 +76,7 @@ class Writer:
         self._untidy = True
         self._answers = Answers()
         self._queue = WorkQueue()
+        self._rest: list[Work] = []
         self._connection: sqlite3.Connection | None = None
         self.opening = ""
         self.uncertain = False
@@ -120,9 +122,10 @@ class Writer:
                 self._answers.call(settle, opened, error)
                 return
             self._answers.call(settle, opened, None)
-            while works := self._queue.take() or []:
+            while works := self._rest or self._queue.take() or []:
+                self._rest = []
                 self._commit(works)
-                while self._untidy and self._queue.empty():
+                while self._untidy and not self._rest and self._queue.empty():
                     self._tidy()
         finally:
             self._end(works)
@@ -174,14 +177,21 @@ class Writer:
     def _run_group(self, works: list[Work]) -> Verdict:
         """Run a group; what reclaims room runs again once the ballast has made some."""
         assert self._connection is not None  # noqa: S101
-        verdict = Group(self._connection, self.opening).run(works)
+        group = Group(self._connection, self.opening)
+        verdict = group.run(works)
+        self._rest = group.rest
+        works[:] = [work for work in works if work not in self._rest] if self._rest else works
         self._untidy = True
         if any(isinstance(work.error, StoreFullError) for work in works) and self._disk.filled():
             self._log.restart(self._connection)
             again = [work for work in works if work.reclaims and isinstance(work.error, StoreFullError)]
             if again and verdict.broken is None:
-                second = Group(self._connection, self.opening).run(again)
+                group = Group(self._connection, self.opening)
+                second = group.run(again)
                 verdict = Verdict(verdict.committed or second.committed, second.broken)
+                if group.rest:
+                    self._rest = group.rest + self._rest
+                    works[:] = [work for work in works if work not in group.rest]
         for work in works:
             if isinstance(work.error, DamagedError):
                 self._on_damage(work.error)
@@ -255,6 +265,7 @@ class Writer:
 
     def _end(self, works: list[Work]) -> None:
         """Close everything and answer whoever still waits, also when a unit killed the thread."""
+        works += self._rest
         self._queue.end(works)
         self._answers.give(works)
         self._readers.close(CLOSE_GRACE)
