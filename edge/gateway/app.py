@@ -72,6 +72,16 @@ async def take_events(request: Request[Any, Any, Any], store: UnitStore, setting
         arrivals = read(headers, body, settings.lane_of)
     else:
         arrivals = await asyncio.to_thread(read, headers, body, settings.lane_of)
+    return await take(store, arrivals)
+
+
+async def take(store: UnitStore, arrivals: Arrivals) -> Accepted:
+    """Write a request's events in one unit of work.
+
+    Raises:
+        ProblemError: 409, an event of the same source and id has other contents.
+        BudgetSpentError: a lane's budget is spent.
+    """
     try:
         return await store.write(accept_new, arrivals)
     except ConstraintError:  # of the primary key: an event is there already, and nothing of the request was kept

@@ -29,6 +29,7 @@ from edge.gateway.cloudevents import (
     read_structured,
 )
 from forebay.drafts import MAX_EVENT_BYTES, Entry, Extra, encoded, entry, extra_of
+from forebay.envelope import JSON as DEFAULT_TYPE
 from forebay.envelope import format_time
 from forebay.json_body import JSON, UNREADABLE, media_type_of
 from forebay.problems import ProblemError, phrase
@@ -166,10 +167,10 @@ class _Reader:
 
     def add(self, event: ClientEvent) -> None:
         """Add an event that was read."""
-        extra = encoded(
-            Extra(id=event.id, source=event.source, content_type=event.content_type, attributes=event.attributes)
-        )
-        self._add(event.source, event.id, event.content, event.type, event.time, event.key, extra, event.body)
+        # What is the default is left out by identity, not by equality.
+        content_type = DEFAULT_TYPE if event.content_type == DEFAULT_TYPE else event.content_type
+        extra = Extra(id=event.id, source=event.source, content_type=content_type, attributes=event.attributes)
+        self._add(event.source, event.id, event.content, event.type, event.time, event.key, encoded(extra), event.body)
 
     def _add(
         self,

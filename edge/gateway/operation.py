@@ -14,7 +14,8 @@ from litestar.openapi.spec import (
 )
 from litestar.openapi.spec.enums import OpenAPIFormat
 
-from edge.gateway.cloudevents import BATCH, STRUCTURED
+from edge.gateway.arrivals import MAX_EVENTS
+from edge.gateway.cloudevents import BATCH, LINES, STRUCTURED
 from forebay.json_body import JSON
 
 _TEXT = "^[^\\x00-\\x1f\\x7f-\\x9f]+$"
@@ -64,7 +65,7 @@ _HEADERS = {
 
 @dataclass
 class EventsOperation(Operation):
-    """Three media types, and the ``ce-*`` headers of binary mode."""
+    """Four media types, and the ``ce-*`` headers of binary mode."""
 
     def __post_init__(self) -> None:
         self.parameters = [
@@ -73,10 +74,15 @@ class EventsOperation(Operation):
         ]
         self.request_body = RequestBody(
             required=False,
-            description="An event with `ce-*` headers (its body is the data alone), a whole event, or a batch of them",
+            description="An event with `ce-*` headers (its body is the data alone), a whole event, a batch, or lines",
             content={
                 JSON: OpenAPIMediaType(schema=Schema(description="the event's data, any JSON")),
                 STRUCTURED: OpenAPIMediaType(schema=_EVENT),
-                BATCH: OpenAPIMediaType(schema=Schema(type=OpenAPIType.ARRAY, items=_EVENT)),
+                BATCH: OpenAPIMediaType(schema=Schema(type=OpenAPIType.ARRAY, items=_EVENT, max_items=MAX_EVENTS)),
+                LINES[0]: OpenAPIMediaType(
+                    schema=Schema(
+                        type=OpenAPIType.ARRAY, items=_EVENT, max_items=MAX_EVENTS, description="one event a line"
+                    )
+                ),
             },
         )
