@@ -6,13 +6,15 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 from forebay.jetstream.publishing import MAX_BATCH, Outgoing
 
 UNDER_WAY = 4
 """Batches whose answer is awaited at a time; more bring nothing."""
+BATCH_BYTES = 2**20
+"""Bytes of bodies in a batch, at most: the server holds the messages that it is sent in memory until it stores them."""
 
 
 async def pour(url: str, messages: Sequence[Outgoing]) -> float:
@@ -21,7 +23,7 @@ async def pour(url: str, messages: Sequence[Outgoing]) -> float:
     Raises:
         RuntimeError: the server refused a batch.
     """
-    batches = [_encode(messages[at : at + MAX_BATCH]) for at in range(0, len(messages), MAX_BATCH)]
+    batches = [_encode(batch) for batch in _cut(messages)]
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     try:
@@ -43,6 +45,19 @@ async def pour(url: str, messages: Sequence[Outgoing]) -> float:
         return time.perf_counter() - began
     finally:
         writer.close()
+
+
+def _cut(messages: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
+    batch: list[Outgoing] = []
+    size = 0
+    for message in messages:
+        if batch and (len(batch) == MAX_BATCH or size + len(message.body) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message.body)
+    if batch:
+        yield batch
 
 
 async def _answers(
@@ -72,11 +87,9 @@ async def _answers(
 def _encode(messages: Sequence[Outgoing]) -> bytes:
     batch, parts = secrets.token_hex(8), []
     for at, message in enumerate(messages, 1):
-        extra = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(at)}
-        if at == len(messages):
-            extra["Nats-Batch-Commit"] = "1"
-        lines = "".join(f"{name}: {value}\r\n" for name, value in {**message.headers, **extra}.items())
-        head = f"NATS/1.0\r\n{lines}\r\n".encode()
+        lines = "".join([f"{name}: {value}\r\n" for name, value in message.headers.items()])
+        commit = "Nats-Batch-Commit: 1\r\n" if at == len(messages) else ""
+        head = f"NATS/1.0\r\n{lines}Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {at}\r\n{commit}\r\n".encode()
         reply = b" answer" if at in (1, len(messages)) else b""
         size = len(head) + len(message.body)
         parts.append(

@@ -1,4 +1,4 @@
-"""How many events a second take effect in the core, exactly once: one message an event, everything durable."""
+"""How many events a second take effect in the core, exactly once, everything durable."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bench.contest import Benchmark, Goal, LeftOutError, Measure, Run
+from bench.contest import Benchmark, Goal, Measure, Run
 from bench.effects import Effects, PostgresEffects, SqliteEffects, check_once
 from bench.environments import FASTSTREAM, NATS_PY, python_with
-from bench.fleet import Fleet, broker, publish
+from bench.failures import LeftOutError
+from bench.fleet import Fleet, Pack, fill
+from bench.profiling import profiled
 from bench.program import PATHS, Program
+from bench.resident import processor_seconds
+from bench.services.metering import Sampled, frames_are_there
 from forebay.errors import ConfigurationError
-from forebay.jetstream.publishing import Publisher
+from forebay.jetstream.publishing import Outgoing
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.service_process import ServiceProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from forebay.testing.postgres_server import PostgresServer
 
 NODES = 64
 LIMIT = 240.0
@@ -29,18 +35,28 @@ LIMIT = 240.0
 LOOK = 0.005
 """Seconds between two looks at a consumer's database."""
 
+FRAME = 100
+"""Events of a frame."""
+
 RATE = Measure(name="events", unit="events/s")
+PROCESSOR = Measure(name="processor", unit="\N{MICRO SIGN}s an event", more_is_better=False)
 
 _TOLD = """
-A stream holds the events of 64 nodes, one message an event; then the consumer starts. Measured from its first
-committed effect to the last, in its database, from outside of its process. Every column has one process, one row for
-the effect, and has it on disk before it acknowledges: SQLite with WAL and `synchronous=FULL`, PostgreSQL with its
-defaults. The peers keep a row for each message id in the transaction of its effect, and fetch 100 messages at a time.
+A stream holds the events of 64 nodes; then the consumer starts. Measured from its first committed effect to the last, in
+its database, from outside of its process, which is started anew: what it has to warm up counts in every column.
+Every column has one process, one row for the effect, and has it on disk before it acknowledges: SQLite with WAL and
+`synchronous=FULL`, PostgreSQL with its defaults. The peers keep a row for each message id in the transaction of its
+effect, and fetch 100 messages at a time. "In frames" has 100 events of a node in a message. The processor time is that
+of the consumer's process, without PostgreSQL's and the broker's.
 """
 
 
 class Stoppable(Protocol):
     """A process that is measured."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
 
     def kill(self) -> None:
         """End it at once."""
@@ -49,28 +65,65 @@ class Stoppable(Protocol):
 Start = Callable[[str, Path, str], Awaitable[tuple[Stoppable, Effects, Callable[[], str]]]]
 """Starts a consumer: broker's URL, folder, PostgreSQL's URL or nothing; returns it, its effects and how it does."""
 
+Make = Callable[[int], list[Outgoing]]
+"""Makes the messages of so many events."""
 
-async def measure(start: Start, count: int, postgres: bool, folder: Path) -> dict[str, float]:
-    """Publish ``count`` events, start the consumer, return events a second."""
+
+def singles(count: int) -> list[Outgoing]:
+    """Make messages of one event each."""
+    return Fleet(NODES).make(count)
+
+
+def in_frames(count: int) -> list[Outgoing]:
+    """Make frames of 100 events, packed as a node packs them.
+
+    Raises:
+        LeftOutError: this forebay cannot read frames.
+    """
+    if not frames_are_there():
+        raise LeftOutError("this forebay has no frames")
+    return Fleet(NODES, Sampled.spec).frames(count, FRAME, packing())
+
+
+def packing() -> Pack | None:
+    """Return what packs a frame; None where zstd is not installed: then frames go as they are."""
+    try:
+        from forebay import frame  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return frame.pack if frame.can_pack() else None
+
+
+async def measure(
+    start: Start, count: int, postgres: bool, folder: Path, *, make: Make = singles
+) -> dict[str, float]:
+    """Publish ``count`` events, start the consumer, return events a second and its processor time.
+
+    Args:
+        start: the consumer.
+        count: events.
+        postgres: whether the consumer has a database there.
+        folder: an empty one.
+        make: makes the messages; else 64 nodes send one an event.
+    """
+    messages = make(count)
     server = NatsServer(folder / "nats", sync_interval="2m")
     await server.start()
     try:
-        async with (
-            _database(postgres) as url,
-            broker(server.url, ["ledger", "ledger-batch"]) as connection,
-            Publisher(connection, "EVENTS") as publisher,
-        ):
-            await publish(publisher, Fleet(NODES).make(count))
-            process, effects, said = await start(server.url, folder, url)
+        async with _database(postgres) as database:
+            await fill(server.url, ["ledger", "ledger-batch"], messages)
+            process, effects, said = await start(server.url, folder, database.create_database() if database else "")
             try:
-                seconds = await until_all(effects, count, said)
+                async with profiled("consumer", process.pid):
+                    seconds = await until_all(effects, count, said)
+                used = processor_seconds(process.pid or 0)
             finally:
                 process.kill()
             check_once(effects.numbers(), range(count))
             effects.close()
     finally:
         server.kill()
-    return {RATE.name: count / seconds}
+    return {RATE.name: count / seconds, PROCESSOR.name: used / count * 1e6}
 
 
 async def until_all(effects: Effects, count: int, said: Callable[[], str]) -> float:
@@ -80,7 +133,7 @@ async def until_all(effects: Effects, count: int, said: Callable[[], str]) -> fl
     found = 0
     while found < count:
         looked = time.perf_counter()
-        found = effects.count()  # a moment, and nothing else is to be done here
+        found = effects.count(count)  # a moment, and nothing else is to be done here
         if not found:
             began = looked
         if time.monotonic() > limit:
@@ -130,35 +183,47 @@ async def start_peer(
 
 
 @asynccontextmanager
-async def _database(postgres: bool) -> AsyncIterator[str]:
-    """Yield the URL of an empty PostgreSQL database, or nothing."""
+async def _database(postgres: bool) -> AsyncIterator[PostgresServer | None]:
+    """Yield a PostgreSQL server, or None."""
     if not postgres:
-        yield ""
+        yield None
         return
-    try:
-        from forebay.testing.postgres_server import PostgresServer  # only where psycopg is installed
-
-        # Not below the run's folder: the server runs as another user, who has to be able to reach it.
-        server = PostgresServer(settings={"shared_buffers": "128MB"})
-    except (ImportError, ConfigurationError) as error:
-        raise LeftOutError(str(error)) from error
+    server = postgres_server()
     server.start()  # from this thread: the server is tied to the thread that made it
     try:
-        yield server.create_database()
+        yield server
     finally:
         server.close()
 
 
+def postgres_server() -> PostgresServer:
+    """Return a PostgreSQL server that is not started.
+
+    Raises:
+        LeftOutError: it is not installed.
+    """
+    try:
+        from forebay.testing.postgres_server import PostgresServer  # only where psycopg is installed
+
+        # Not below the run's folder: the server runs as another user, who has to be able to reach it.
+        return PostgresServer(settings={"shared_buffers": "128MB"})
+    except (ImportError, ConfigurationError) as error:
+        raise LeftOutError(str(error)) from error
+
+
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    ours, peers = (2_000, 100) if quick else (200_000, 20_000)
-    ours_postgres, peers_postgres = (1_000, 100) if quick else (50_000, 10_000)
+    ours, peers = (2_000, 100) if quick else (150_000, 8_000)
+    framed = 10_000 if quick else 500_000
+    ours_postgres, peers_postgres = (1_000, 100) if quick else (40_000, 8_000)
     single, batch = partial(start_ours, "ledger"), partial(start_ours, "ledger_batch")
     plain = partial(start_peer, "bench.peers.inbox_nats_py", NATS_PY)
     faststream = partial(start_peer, "bench.peers.inbox_faststream", FASTSTREAM)
     columns: dict[str, Run] = {
         "forebay": partial(measure, single, ours, False),
         "forebay, batch handler": partial(measure, batch, ours, False),
+        "forebay, in frames": partial(measure, single, framed, False, make=in_frames),
+        "forebay, in frames, batch handler": partial(measure, batch, framed, False, make=in_frames),
         "nats-py": partial(measure, plain, peers, False),
         "FastStream": partial(measure, faststream, peers, False),
         "forebay, PostgreSQL": partial(measure, single, ours_postgres, True),
@@ -166,18 +231,37 @@ def benchmark(quick: bool) -> Benchmark:
         "nats-py, PostgreSQL": partial(measure, plain, peers_postgres, True),
         "FastStream, PostgreSQL": partial(measure, faststream, peers_postgres, True),
     }
+    sqlite = "exactly-once consumption, single messages, SQLite"
+    frames = "exactly-once consumption, frames"
+    postgres = "exactly-once consumption, single messages, PostgreSQL"
     goals = (
-        Goal(column="forebay", measure=RATE.name, value=40_000),
-        Goal(column="forebay", measure=RATE.name, value=10, beside="nats-py"),
-        Goal(column="forebay", measure=RATE.name, value=5, beside="FastStream"),
-        Goal(column="forebay, PostgreSQL", measure=RATE.name, value=10, beside="nats-py, PostgreSQL"),
-        Goal(column="forebay, PostgreSQL", measure=RATE.name, value=5, beside="FastStream, PostgreSQL"),
+        Goal(name=sqlite, column="forebay", measure=RATE.name, value=10, beside="nats-py"),
+        Goal(name=sqlite, column="forebay", measure=RATE.name, value=5, beside="FastStream"),
+        Goal(name=sqlite, column="forebay", measure=RATE.name, value=40_000, hint=True),
+        Goal(name=frames, column="forebay, in frames", measure=RATE.name, value=5, beside="forebay"),
+        Goal(
+            name=frames,
+            column="forebay, in frames, batch handler",
+            measure=RATE.name,
+            value=5,
+            beside="forebay, batch handler",
+        ),
+        Goal(name=frames, column="forebay, in frames", measure=RATE.name, value=250_000, hint=True),
+        Goal(
+            name=frames, column="forebay, in frames, batch handler", measure=RATE.name, value=250_000, hint=True
+        ),
+        Goal(
+            name=postgres, column="forebay, PostgreSQL", measure=RATE.name, value=5, beside="nats-py, PostgreSQL"
+        ),
+        Goal(
+            name=postgres, column="forebay, PostgreSQL", measure=RATE.name, value=5, beside="FastStream, PostgreSQL"
+        ),
     )
     return Benchmark(
         name="consumption",
         title="Core: events that take effect exactly once",
         told=" ".join(_TOLD.split()),
-        measures=(RATE,),
+        measures=(RATE, PROCESSOR),
         columns=columns,
         goals=goals,
     )

@@ -6,12 +6,18 @@ ratio is therefore taken within a round, never between medians.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+
+from bench.failures import LeftOutError
+from bench.profiling import Profile, profiles
 
 Run = Callable[[Path], Awaitable[dict[str, float]]]
 """Measures once in an empty folder: measure → value. Raises ``EffectsError`` where the check at its end fails."""
@@ -29,14 +35,18 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     """A figure to reach: the median itself, or as a multiple of another column's in the same rounds.
 
     Attributes:
+        name: of what it is about, in the table of goals; columns share it.
         value: at least that where more is better, else at most.
         beside: the other column; empty for the value itself.
+        hint: it is no more than what two cores of a usual kind should bring.
     """
 
+    name: str = ""
     column: str
     measure: str
     value: float
     beside: str = ""
+    hint: bool = False
 
 
 class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +68,14 @@ class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """What a benchmark found: column → measure → one value for each round, and columns that could not be measured."""
+    """What a benchmark found.
+
+    Attributes:
+        values: column → measure → one value for each round.
+        left_out: columns that could not be measured, and why.
+        seconds: that all rounds took.
+        profiles: of columns, each taken in a run of its own that is not among the rounds.
+    """
 
     name: str
     title: str
@@ -68,10 +85,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     goals: tuple[Goal, ...] = ()
     left_out: dict[str, str] = {}
     seconds: float = 0.0
-
-
-class LeftOutError(Exception):
-    """A column cannot be measured here: a program or a package that it needs is not to be had. Says which."""
+    profiles: dict[str, list[Profile]] = {}
 
 
 def order(columns: Sequence[str], number: int) -> list[str]:
@@ -80,8 +94,10 @@ def order(columns: Sequence[str], number: int) -> list[str]:
     return [*columns[at:], *columns[:at]]
 
 
-async def hold(benchmark: Benchmark, rounds: int, folder: Path) -> Held:
-    """Measure every column in every round.
+async def hold(
+    benchmark: Benchmark, rounds: int, folder: Path, profile: Callable[[Held], Iterable[str]] | None = None
+) -> Held:
+    """Measure every column in every round, and then take profiles of those columns that ``profile`` names.
 
     Raises:
         EffectsError: a check failed. Nothing of the benchmark is of value then.
@@ -93,19 +109,19 @@ async def hold(benchmark: Benchmark, rounds: int, folder: Path) -> Held:
         for at, column in enumerate(order(list(benchmark.columns), number)):
             if column in left_out:
                 continue
-            where = folder / f"{benchmark.name}-{number}-{at}"
-            where.mkdir(mode=0o755)
+            started = time.monotonic()
             try:
-                found = await benchmark.columns[column](where)
+                found = await _run(benchmark.columns[column], folder / f"{benchmark.name}-{number}-{at}")
             except LeftOutError as error:
                 left_out[column] = str(error)
-                print(f"  {benchmark.name}: {column} is left out: {error}", file=sys.stderr, flush=True)
+                _say(f"{benchmark.name}: {column} is left out: {error}")
                 continue
             for measure, value in found.items():
                 values.setdefault(column, {}).setdefault(measure, []).append(value)
             said = ", ".join(f"{measure} {value:,.4g}" for measure, value in found.items())
-            print(f"  {benchmark.name} {number + 1}/{rounds}  {column}: {said}", file=sys.stderr, flush=True)
-    return Held(
+            took = time.monotonic() - started
+            _say(f"{benchmark.name} {number + 1}/{rounds}  {column}: {said}  [{took:.1f} s]")
+    held = Held(
         name=benchmark.name,
         title=benchmark.title,
         told=benchmark.told,
@@ -115,3 +131,33 @@ async def hold(benchmark: Benchmark, rounds: int, folder: Path) -> Held:
         left_out=left_out,
         seconds=round(time.monotonic() - began, 1),
     )
+    return msgspec.structs.replace(held, profiles=await _profiles(benchmark, folder, profile(held))) if profile else held
+
+
+async def _run(column: Run, where: Path) -> dict[str, float]:
+    """Measure in a folder that is gone afterwards; nobody's writes of before are left to the disk."""
+    where.mkdir(mode=0o755)
+    await asyncio.to_thread(os.sync)
+    try:
+        return await column(where)
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
+
+
+async def _profiles(benchmark: Benchmark, folder: Path, columns: Iterable[str]) -> dict[str, list[Profile]]:
+    found = {}
+    for at, column in enumerate(columns):
+        try:
+            with profiles() as taken:
+                await _run(benchmark.columns[column], folder / f"{benchmark.name}-profile-{at}")
+        except LeftOutError as error:
+            _say(f"{benchmark.name}: no profile of {column}: {error}")
+            continue
+        if taken:
+            found[column] = taken
+        _say(f"{benchmark.name}  profile of {column}: " + ", ".join(f"{each.process} {each.looks}" for each in taken))
+    return found
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)

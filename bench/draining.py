@@ -1,129 +1,193 @@
-"""How fast a relay drains a backlog, beside what the server takes at most in atomic batches."""
+"""How fast a relay drains a backlog, beside other outboxes and what the server takes at most in atomic batches."""
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import anyio
-import msgspec
-import nats
 
 from bench.atomic_batches import pour
-from bench.contest import Benchmark, Goal, Measure
+from bench.backlog import FRAMED, SINGLE, Kind, relaying, write_backlog
+from bench.consumption import FRAME, postgres_server
+from bench.contest import Benchmark, Goal, Measure, Run
 from bench.effects import check_once
-from bench.fleet import Fleet, broker
-from bench.services.metering import Metered
-from forebay import Lane, Service, UnitOfWork
-from forebay.jetstream.connection import Connection, ConnectionConfig
-from forebay.running import RunningService
+from bench.environments import NATS_OUTBOX, SQLOUTBOX, python_with
+from bench.fleet import Fleet, broker, reading
+from bench.peers.leaf_pair import HUB_STREAM, LeafPair
+from bench.profiling import profiled
+from bench.program import Program
+from bench.stream_reading import Look, stored
+from forebay.jetstream.publishing import Outgoing
 from forebay.testing.nats_server import NatsServer
-from forebay.testing.waiting import until
-
-NODE = "house-1"
-LIMIT = 600.0
-"""Seconds for the backlog."""
-UNIT = 500
-"""Events that are written in one unit of work."""
 
 RATE = Measure(name="events", unit="events/s")
+SYNCS = {"always": "always", "default": "2m"}
 
 _TOLD = """
-A node has a backlog on its disk when it finds its broker; measured from the start of its relay until the broker has
-acknowledged everything. The limit is what the same server takes in atomic batches of 1,000 that were put together
-beforehand and are poured into a bare socket, four under way. `always` and `default` are the server's `sync_interval`.
+A node has a backlog on its disk when it finds its broker; measured from outside: from the last look at the stream that
+found it empty to the first that found everything (a look each 10 ms). Each relay is a process that is started then.
+`always` and `default` are the broker's `sync_interval`. The limit is what the same server takes in atomic batches of at
+most 1,000 messages or 1 MiB that were put together beforehand and are poured into a bare socket, four under way.
+nats-outbox: its own command with 1,000 events a tick, the most that it allows, and no line of log for each event.
+sqloutbox leaves the sending to a writer of one's own: here one that publishes a batch concurrently and waits for all
+acknowledgements; its pause between two batches of 500 is set from a second to a millisecond. Its file is written
+with `synchronous=NORMAL`, which it does not let one change: it promises less. Leaf node: a leaf's stream that holds the
+backlog, sourced by a stream of the hub which is made then.
 """
 
 
-async def relayed(count: int, sync_interval: str, folder: Path) -> dict[str, float]:
-    """Write a backlog, start the relay, return events a second."""
-    server = NatsServer(folder / "nats", sync_interval=sync_interval)
+async def relayed(kind: Kind, count: int, sync: str, folder: Path) -> dict[str, float]:
+    """Write a backlog, start the process whose relay sends it, return events a second."""
+    server = NatsServer(folder / "nats", sync_interval=sync)
     await server.start()
-    connection = Connection(ConnectionConfig(servers=[server.url], name=NODE, inbox_prefix=f"_INBOX_{NODE}"))
-    meter = Service("meter", lanes=[Lane("ledger", budget="2GiB")])
-    service = RunningService(meter, NODE, folder / "meter.db", connection, {})
     try:
         async with broker(server.url, ["ledger"]):
             pass
-        await service.open(None, grace=3600.0)
-        for first in range(0, count, UNIT):
-            await service.store.write(_write, range(first, min(first + UNIT, count)))
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(connection.run)
-            await connection.wait_connected()
-            began = time.perf_counter()
-            await service.start(tasks)
-            await until(lambda: _sent(service) >= count, limit=LIMIT, every=0.005)
-            seconds = time.perf_counter() - began
-            tasks.cancel_scope.cancel()
+        await write_backlog(kind, count, folder)
+        async with (
+            Look(server.url, subject=kind.stored_subject) as look,
+            relaying(server.url, folder) as process,
+            profiled("edge process", process.pid),
+        ):
+            seconds = await look.until(count, lambda: process.log.read_text(errors="replace")[-1000:])
         check_once(await stored(server.url), range(count))
     finally:
-        await service.close()
         server.kill()
     return {RATE.name: count / seconds}
 
 
-async def poured(count: int, sync_interval: str, folder: Path) -> dict[str, float]:
+async def poured(count: int, sync: str, folder: Path, *, framed: bool = False) -> dict[str, float]:
     """Measure the server's limit."""
-    server = NatsServer(folder / "nats", sync_interval=sync_interval)
+    server = NatsServer(folder / "nats", sync_interval=sync)
     await server.start()
     try:
         async with broker(server.url, ["ledger"]):
             pass
-        seconds = await pour(server.url, Fleet(1).make(count))
+        fleet = Fleet(1)
+        seconds = await pour(server.url, fleet.frames(count, FRAME) if framed else fleet.make(count))
         check_once(await stored(server.url), range(count))
     finally:
         server.kill()
     return {RATE.name: count / seconds}
 
 
-async def stored(url: str) -> list[int]:
-    """Return the numbers of all events in the stream."""
-    client: Any = await nats.connect(url)
+async def sqloutbox(count: int, sync: str, folder: Path) -> dict[str, float]:
+    """Measure sqloutbox with a writer that publishes to JetStream."""
+    python = await python_with(SQLOUTBOX)
+    server = NatsServer(folder / "nats", sync_interval=sync)
+    await server.start()
+    module = [python, "-m", "bench.peers.relay_sqloutbox"]
     try:
-        context = client.jetstream()
-        total = (await context.stream_info("EVENTS")).state.messages
-        subscription = await context.pull_subscribe("evt.>", stream="EVENTS")
-        found: list[int] = []
-        while len(found) < total:
-            batch = await subscription.fetch(min(1000, total - len(found)), timeout=30)
-            found += [msgspec.json.decode(message.data)["number"] for message in batch]
-            for message in batch:
-                await message.ack()
-        return found
+        async with broker(server.url, ["ledger"]):
+            pass
+        await finished(Program([*module, "write", str(folder / "outbox"), str(count)], folder / "write.log"))
+        relay = Program([*module, "relay", str(folder / "outbox"), server.url], folder / "relay.log")
+        try:
+            async with Look(server.url) as look:
+                seconds = await look.until(count, relay.tail)
+        finally:
+            relay.kill()
+        check_once(await stored(server.url), range(count))
     finally:
-        await client.close()
+        server.kill()
+    return {RATE.name: count / seconds}
 
 
-def _write(tx: UnitOfWork, numbers: range) -> None:
-    for number in numbers:
-        tx.emit(Metered(meter=f"meter-{number % 7}", number=number, cents=number % 1000))
+async def nats_outbox(count: int, sync: str, folder: Path) -> dict[str, float]:
+    """Measure nats-outbox on PostgreSQL."""
+    python = await python_with(NATS_OUTBOX)
+    server = NatsServer(folder / "nats", sync_interval=sync)
+    database = postgres_server()
+    await server.start()
+    database.start()
+    try:
+        async with broker(server.url, ["ledger"]):
+            pass
+        url = database.create_database().replace("postgresql:", "postgresql+asyncpg:", 1)
+        writing = [python, "-m", "bench.peers.backlog_nats_outbox", url, str(count)]
+        await finished(Program(writing, folder / "write.log"))
+        command = [str(Path(python).parent / "nats-outbox"), "relay", "start", "--log-level", "WARNING"]
+        settings = {"OUTBOX_DATABASE_URL": url, "OUTBOX_NATS_URL": server.url, "OUTBOX_BATCH_SIZE": "1000"}
+        relay = Program(command, folder / "relay.log", settings)
+        try:
+            async with Look(server.url) as look:
+                seconds = await look.until(count, relay.tail)
+        finally:
+            relay.kill()
+        check_once(await stored(server.url), range(count))
+    finally:
+        database.close()
+        server.kill()
+    return {RATE.name: count / seconds}
 
 
-def _sent(service: RunningService) -> int:
-    sent = service.relay.lanes["ledger"].sent if service.relay else None
-    return sent.sequence if sent else 0
+async def sourced(count: int, sync: str, folder: Path) -> dict[str, float]:
+    """Measure a leaf node's stream that is sourced by a stream of the hub."""
+    pair = LeafPair(folder, sync, atomic=True)
+    try:
+        await pair.link()
+        await pour(pair.leaf_url, lean(count))
+        async with Look(pair.hub_url, HUB_STREAM) as look:
+            await pair.start_hub()
+            seconds = await look.until(count)
+        check_once(await stored(pair.hub_url, HUB_STREAM), range(count))
+    finally:
+        await pair.close()
+    return {RATE.name: count / seconds}
+
+
+def lean(count: int) -> list[Outgoing]:
+    """Return events as one would send them to a leaf node: with nothing but the header against duplicates."""
+    return [Outgoing("evt.house-1.meter.metered", {"Nats-Msg-Id": f"house-1-{at}"}, reading(at)) for at in range(count)]
+
+
+async def finished(program: Program) -> None:
+    """Wait for a program to end.
+
+    Raises:
+        RuntimeError: it failed; the message ends with its log.
+    """
+    if code := await program.ended():
+        raise RuntimeError(f"it ended with {code}: {program.tail()}")
 
 
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    count = 3_000 if quick else 200_000
-    goals = [
-        Goal(column=f"forebay, {sync}", measure=RATE.name, value=0.8, beside=f"limit, {sync}")
-        for sync in ("always", "default")
-    ]
+    ours, limit, framed = (3_000, 3_000, 5_000) if quick else (80_000, 100_000, 400_000)
+    # Where each message is synced alone a peer sends a few hundred a second.
+    peers = {"always": 100, "default": 300} if quick else {"always": 2_500, "default": 8_000}
+    columns: dict[str, Run] = {}
+    goals = []
+    for name, sync in SYNCS.items():
+        columns |= {
+            f"forebay, {name}": partial(relayed, SINGLE, ours, sync),
+            f"limit, {name}": partial(poured, limit, sync),
+            f"forebay, in frames, {name}": partial(relayed, FRAMED, framed, sync),
+            f"limit, in frames, {name}": partial(poured, framed, sync, framed=True),
+            f"sqloutbox, {name}": partial(sqloutbox, peers[name], sync),
+            f"nats-outbox, PostgreSQL, {name}": partial(nats_outbox, peers[name], sync),
+            f"leaf node, {name}": partial(sourced, limit, sync),
+        }
+        title = f"relay, `sync_interval: {name}`"
+        for of in ("", "in frames, "):
+            goals.append(
+                Goal(
+                    name=title,
+                    column=f"forebay, {of}{name}",
+                    measure=RATE.name,
+                    value=0.8,
+                    beside=f"limit, {of}{name}",
+                )
+            )
+        if name == "always":
+            goals.append(Goal(name=title, column="forebay, always", measure=RATE.name, value=27_000, hint=True))
+            goals.append(
+                Goal(name=title, column="forebay, in frames, always", measure=RATE.name, value=300_000, hint=True)
+            )
     return Benchmark(
         name="draining",
         title="Edge: draining a backlog",
         told=" ".join(_TOLD.split()),
         measures=(RATE,),
-        columns={
-            "forebay, always": partial(relayed, count, "always"),
-            "limit, always": partial(poured, count, "always"),
-            "forebay, default": partial(relayed, count, "2m"),
-            "limit, default": partial(poured, count, "2m"),
-        },
+        columns=columns,
         goals=tuple(goals),
     )

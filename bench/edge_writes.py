@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from bench.contest import Benchmark, Goal, Measure, Run
-from bench.effects import EffectsError, check_once
+from bench.effects import check_once
 from bench.fleet import broker
 from bench.load import Load
 from bench.program import PATHS, Program

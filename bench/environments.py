@@ -8,14 +8,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.contest import LeftOutError
+from bench.failures import LeftOutError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tmp" / "bench" / "environments"
 
 NATS_PY = ("nats-py", ("nats-py==2.16.0", "psycopg[binary]==3.3.4"))
 FASTSTREAM = ("faststream", ("faststream[nats]==0.7.8", "nats-py==2.16.0", "psycopg[binary]==3.3.4"))
-OUTBOXES = ("outboxes", ("nats-outbox==0.1.0", "sqloutbox==0.6.0", "nats-py==2.16.0"))
+FASTSTREAM_LITESTAR = (
+    "faststream-litestar",
+    ("faststream[nats]==0.7.8", "nats-py==2.16.0", "litestar==2.25.0", "uvicorn==0.54.0"),
+)
+NATS_OUTBOX = ("nats-outbox", ("nats-outbox[cli]==0.1.0", "nats-py==2.16.0"))
+SQLOUTBOX = ("sqloutbox", ("sqloutbox==0.6.0", "nats-py==2.16.0"))
+PROFILER = ("profiler", ("py-spy==0.4.3",))
 
 
 def find_uv() -> str:

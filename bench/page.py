@@ -1,18 +1,28 @@
-"""The results on their page: tables in Markdown between two markers, and a picture for each measure beside it."""
+"""The results on their page: tables in Markdown between markers, and a picture for each measure beside it.
+
+The table of goals stands at the top of the page. Where a goal was missed, the page says what the limit is (from
+``bench/limits.toml``, written by hand) and shows the profile that was taken of its column.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench.contest import Goal, Held, Measure
 from bench.peers.report import MarkerError
 from bench.plot import bars, number
+from bench.profiling import Profile
 from bench.results_file import Results
 from bench.spread import Spread, ratio, spread
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+GOALS_BEGIN, GOALS_END = "<!-- goals:begin -->", "<!-- goals:end -->"
+LIMITS = Path(__file__).with_name("limits.toml")
+PROFILED = 8
+"""Functions of a profile that are shown."""
 
 
 def publish(results: Results, page: Path) -> None:
@@ -25,27 +35,38 @@ def publish(results: Results, page: Path) -> None:
     if results.quick:
         raise ValueError("results of a quick run are not published")
     text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise MarkerError(f"{page} needs the lines {BEGIN} and {END}, between which the tables go")
     folder = page.with_suffix("")
+    text = _between(text, GOALS_BEGIN, GOALS_END, goals(results), page)
+    text = _between(text, BEGIN, END, markdown(results, folder.name), page)
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
     for held in results.benchmarks:
         for measure in held.measures:
             if columns := spreads(held, measure):
                 picture = bars(f"{held.title}: {measure.name}", measure.unit, columns)
                 (folder / picture_name(held, measure)).write_text(picture, encoding="utf-8")
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(results, folder.name)}\n{END}{after}", encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+
+
+def _between(text: str, begin: str, end: str, new: str, page: Path) -> str:
+    before, begins, rest = text.partition(begin)
+    _, ends, after = rest.partition(end)
+    if not begins or not ends:
+        raise MarkerError(f"{page} needs the lines {begin} and {end}, between which the tables go")
+    return f"{before}{begin}\n\n{new}\n{end}{after}"
 
 
 def markdown(results: Results, pictures: str = "") -> str:
     """Return all tables; with the pictures of a folder, where one is named."""
+    limits = read_limits()
     parts = [_where(results)]
     for held in results.benchmarks:
         parts += [f"### {held.title}", held.told, table(held)]
         parts += list(_goals(held))
         parts += [f"Left out, {column}: {why}" for column, why in held.left_out.items()]
+        parts += [limits[name] for name in missed(held) if name in limits]
+        parts += [_profile(column, each) for column, taken in held.profiles.items() for each in taken]
         if pictures:
             parts += [
                 f"![{measure.name}]({pictures}/{picture_name(held, measure)})"
@@ -53,6 +74,42 @@ def markdown(results: Results, pictures: str = "") -> str:
                 if spreads(held, measure)
             ]
     return "\n\n".join(parts) + "\n"
+
+
+def goals(results: Results) -> str:
+    """Return the table of goals: what is to be reached, and what was."""
+    lines = ["| Goal | Figure | To reach | Reached: median (least to most) | |", "|---|---|---:|---:|---|"]
+    for held in results.benchmarks:
+        for goal in held.goals:
+            found = reached(held, goal)
+            than = f", beside {goal.beside}" if goal.beside else ""
+            value = "not measured" if found is None else f"{_cell(found[0])} {_unit(held, goal)}"
+            verdict = "" if found is None else ("reached" if found[1] else "**not reached**")
+            bound = "at least" if _measure(held, goal).more_is_better else "at most"
+            hint = " (a hint)" if goal.hint else ""
+            lines.append(
+                f"| {goal.name or held.title} | {goal.column}: {goal.measure}{than} "
+                f"| {bound} {number(goal.value)} {_unit(held, goal)}{hint} | {value} | {verdict} |"
+            )
+    quick = "**A quick run: its figures say nothing.**\n\n" if results.quick else ""
+    return f"{quick}{chr(10).join(lines)}\n"
+
+
+def missed(held: Held) -> list[str]:
+    """Return the names of goals that were measured and not reached, each once."""
+    found = [goal.name or held.title for goal in held.goals if (got := reached(held, goal)) and not got[1]]
+    return list(dict.fromkeys(found))
+
+
+def missed_columns(held: Held) -> list[str]:
+    """Return the columns whose goals were measured and not reached, each once."""
+    return list(dict.fromkeys(goal.column for goal in held.goals if (got := reached(held, goal)) and not got[1]))
+
+
+def read_limits(path: Path = LIMITS) -> Mapping[str, str]:
+    """Return what is known to limit a figure: the name of its goal → a paragraph in Markdown."""
+    found: dict[str, str] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {name: " ".join(text.split()) for name, text in found.items()}
 
 
 def table(held: Held) -> str:
@@ -76,8 +133,10 @@ def reached(held: Held, goal: Goal) -> tuple[Spread, bool] | None:
     beside = held.values.get(goal.beside, {}).get(goal.measure) if goal.beside else None
     if not values or (goal.beside and not beside):
         return None
+    if beside and (len(values) != len(beside) or not all(beside)):
+        return None
     found = ratio(values, beside) if beside else spread(values)
-    more = next(each.more_is_better for each in held.measures if each.name == goal.measure)
+    more = _measure(held, goal).more_is_better
     return found, found.median >= goal.value if more else found.median <= goal.value
 
 
@@ -91,7 +150,7 @@ def _goals(held: Held) -> Iterator[str]:
     lines = []
     for goal in held.goals:
         of = f"{goal.measure}, {goal.column}"
-        times = TIMES if goal.beside else next(each.unit for each in held.measures if each.name == goal.measure)
+        times = _unit(held, goal)
         than = f" beside {goal.beside}" if goal.beside else ""
         found = reached(held, goal)
         if found is None:
@@ -101,6 +160,28 @@ def _goals(held: Held) -> Iterator[str]:
             lines.append(f"- {of}{than}: {_cell(found[0])} {times}, goal {number(goal.value)}: {verdict}")
     if lines:
         yield "\n".join(lines)
+
+
+def _measure(held: Held, goal: Goal) -> Measure:
+    return next(each for each in held.measures if each.name == goal.measure)
+
+
+def _unit(held: Held, goal: Goal) -> str:
+    return TIMES if goal.beside else _measure(held, goal).unit
+
+
+def _profile(column: str, profile: Profile) -> str:
+    """Return a profile as two lists that are folded away."""
+    lines = [
+        f"<details><summary>Profile of {column}: the {profile.process}, {profile.looks:,} looks</summary>",
+        "",
+        "| Function | in itself | in all |",
+        "|---|---:|---:|",
+    ]
+    functions = [*profile.functions[:PROFILED], *profile.callers[:PROFILED]]
+    for each in sorted(dict.fromkeys(functions), key=lambda each: -each.own):
+        lines.append(f"| `{each.name}` | {each.own:.1%} | {each.total:.1%} |")
+    return "\n".join([*lines, "", "</details>"])
 
 
 def _cell(found: Spread) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -63,6 +64,13 @@ class Program:
         """
         if self._process.poll() is not None:
             raise RuntimeError(f"it ended with {self._process.returncode}: {self.tail()}")
+
+    async def ended(self, limit: float = 300.0) -> int:
+        """Wait for it to end by itself; return its exit code. Raises ``TimeoutError``."""
+        async with asyncio.timeout(limit):
+            while (code := self._process.poll()) is None:  # noqa: ASYNC110 -- a child process sets no event
+                await asyncio.sleep(0.02)
+            return code
 
     def tail(self) -> str:
         """Return the end of its log, in a line."""

@@ -16,7 +16,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +24,10 @@ from pathlib import Path
 import msgspec
 
 from bench import consumption, draining, edge_writes, footprint, growth, latency
-from bench.contest import Benchmark, hold
+from bench.contest import Benchmark, Held, hold
 from bench.disk import fsync_ms
-from bench.effects import EffectsError
-from bench.page import markdown, publish
+from bench.failures import EffectsError
+from bench.page import goals, markdown, missed_columns, publish
 from bench.peers.report import MarkerError, machine
 from bench.results_file import Results, load, merged
 from forebay.errors import ForebayError
@@ -50,8 +50,17 @@ BENCHMARKS: dict[str, Callable[[bool], Benchmark]] = {
 PACKAGES = ("forebay", "litestar", "uvicorn", "nats-py", "psycopg")
 
 
-async def measure(names: Sequence[str], rounds: int, quick: bool, folder: Path, most: int = growth.MOST) -> Results:
-    """Run benchmarks one after the other.
+PROFILES: dict[str, Callable[[Held], Iterable[str]] | None] = {
+    "none": None,
+    "missed": missed_columns,
+    "ours": lambda held: [column for column in held.values if column.startswith("forebay")],
+}
+
+
+async def measure(
+    names: Sequence[str], rounds: int, quick: bool, folder: Path, most: int = growth.MOST, profile: str = "none"
+) -> Results:
+    """Run benchmarks one after the other; ``profile`` is one of ``PROFILES``.
 
     Raises:
         EffectsError: the check of one failed.
@@ -60,7 +69,8 @@ async def measure(names: Sequence[str], rounds: int, quick: bool, folder: Path, 
     for name in names:
         print(f"{name}:", file=sys.stderr, flush=True)
         made = growth.benchmark(quick, most) if name == "growth" else BENCHMARKS[name](quick)
-        found.append(await hold(made, rounds, folder))
+        found.append(await hold(made, rounds, folder, PROFILES[profile]))
+        print(f"{name}: {found[-1].seconds:.0f} s", file=sys.stderr, flush=True)
     return Results(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -81,6 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, help=f"of each column ({ROUNDS})")
     parser.add_argument("--only", action="append", choices=list(BENCHMARKS), help="only this one; may be repeated")
     parser.add_argument("--most", type=int, default=growth.MOST, help="events of the largest archive (1,000,000)")
+    parser.add_argument(
+        "--profile",
+        choices=list(PROFILES),
+        help="columns that are run once more under a profiler: those of goals that were missed (default), or all of ours",
+    )
     parser.add_argument("--json", type=Path, help=f"where the results go ({RESULTS.relative_to(ROOT)})")
     parser.add_argument("--from", dest="kept", type=Path, metavar="JSON", help="run nothing, show what a run kept")
     parser.add_argument("--publish", action="store_true", help="put tables and pictures into docs/performance.md")
@@ -95,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = load(options.kept)
         else:
             WORK.mkdir(parents=True, exist_ok=True)  # on the project's disk: a temporary folder may be memory
+            profile = options.profile or ("none" if options.quick else "missed")
             with tempfile.TemporaryDirectory(prefix="run-", dir=WORK) as folder:
-                results = asyncio.run(
-                    measure(options.only or list(BENCHMARKS), rounds, options.quick, Path(folder), options.most)
-                )
+                names = options.only or list(BENCHMARKS)
+                results = asyncio.run(measure(names, rounds, options.quick, Path(folder), options.most, profile))
             path = options.json or (None if options.quick else RESULTS)
             if path is not None:
                 if options.only and path.exists():
@@ -109,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EffectsError, ForebayError, MarkerError, RuntimeError, OSError, ValueError, msgspec.MsgspecError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(goals(results))
     print(markdown(results))
     return 0
 

@@ -75,17 +75,32 @@ class LeafPair:
     Args:
         folder: holds all of it.
         sync_interval: of both servers' stores.
+        atomic: whether the leaf's stream takes atomic batches, so that a backlog is written fast.
+        compression: of the link, in the words of the server's configuration; its default if empty.
+        port: that the hub listens on for leaves; a free one if None.
+        through: the port that the leaf connects to, such as a link's that leads to ``port``; ``port`` if None.
     """
 
-    def __init__(self, folder: Path, sync_interval: str) -> None:
-        self._links_port = free_port()
+    def __init__(
+        self,
+        folder: Path,
+        sync_interval: str,
+        *,
+        atomic: bool = False,
+        compression: str = "",
+        port: int | None = None,
+        through: int | None = None,
+    ) -> None:
+        listening = port or free_port()
+        compressing = f"compression: {compression}, " if compression else ""
+        self._edge = _EDGE | ({"allow_atomic": True} if atomic else {})
         self._hub = NatsServer(folder / "hub", sync_interval=sync_interval)
         self._leaf = NatsServer(folder / "leaf", sync_interval=sync_interval)
         # The block takes the place of the one before it in the file: a domain must be named in it.
-        self._hub.extra = _jetstream(self._hub, "hub") + f'leafnodes {{ listen: "127.0.0.1:{self._links_port}" }}\n'
+        self._hub.extra = _jetstream(self._hub, "hub") + f'leafnodes {{ {compressing}listen: "127.0.0.1:{listening}" }}\n'
         self._leaf.extra = (
             _jetstream(self._leaf, "leaf")
-            + f'leafnodes {{ remotes: [{{ url: "nats-leaf://127.0.0.1:{self._links_port}" }}] }}\n'
+            + f'leafnodes {{ remotes: [{{ {compressing}url: "nats-leaf://127.0.0.1:{through or listening}" }}] }}\n'
         )
         self.edge_store = folder / "leaf" / "store"
         self.hub_store = folder / "hub" / "store"
@@ -100,24 +115,43 @@ class LeafPair:
         """The leaf server's process."""
         return self._leaf.pid
 
+    @property
+    def leaf_url(self) -> str:
+        """Where clients connect to the leaf."""
+        return self._leaf.url
+
+    @property
+    def hub_url(self) -> str:
+        """Where clients connect to the hub."""
+        return self._hub.url
+
     async def start(self) -> None:
         """Start both servers, make the streams, and start the consumer."""
-        with contextlib.closing(_database(self.effects)) as database:
+        await self.start_servers()
+        await self._reader.connect(self._hub.url, **_RECONNECT)
+        await self.start_consumer()
+
+    async def start_servers(self) -> None:
+        """Start both servers and make the streams; what consumes is started by somebody else."""
+        with contextlib.closing(open_database(self.effects)) as database:
             database.executescript(_TABLES)
+        await self.link()
+        await self.start_hub()
+        await self._writer.connect(self._leaf.url, **_RECONNECT)
+
+    async def link(self) -> None:
+        """Start both servers and make the leaf's stream; the hub has none yet."""
         await self._hub.start()
         await self.start_edge()
         # A source that is made before the leaf is there waits for 40 s; an operator would see to that.
         await until(self._linked, limit=READY, every=0.1, what="the hub reaches the leaf")
-        await self.start_hub()
-        options: dict[str, Any] = {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.1, "error_cb": _ignore}
-        await self._writer.connect(self._leaf.url, **options)
-        await self._reader.connect(self._hub.url, **options)
-        await self.start_consumer()
 
     async def close(self) -> None:
         """End everything."""
         await self.stop_consumer()
         for client in (self._writer, self._reader):
+            if not (client.is_connected or client.is_reconnecting):
+                continue
             with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
                 await asyncio.wait_for(client.close(), 2)
         self._leaf.kill()
@@ -145,7 +179,7 @@ class LeafPair:
     async def start_edge(self) -> None:
         """Start the leaf, and create its stream where there is none."""
         await self._leaf.start()
-        await _ensure(self._leaf.url, f"STREAM.CREATE.{EDGE_STREAM}", f"STREAM.INFO.{EDGE_STREAM}", _EDGE)
+        await _ensure(self._leaf.url, f"STREAM.CREATE.{EDGE_STREAM}", f"STREAM.INFO.{EDGE_STREAM}", self._edge)
 
     async def stop_hub(self) -> None:
         """End the hub with SIGTERM."""
@@ -193,21 +227,27 @@ class LeafPair:
         return "config" in await api(self._hub.url, f"STREAM.INFO.{EDGE_STREAM}", domain="leaf")
 
     async def _consume(self) -> None:
-        context = self._reader.jetstream()
-        subscription = await context.pull_subscribe_bind(durable=DURABLE, stream=HUB_STREAM)
-        try:
-            while True:
-                try:
-                    batch = await subscription.fetch(FETCH, timeout=FETCH_TIMEOUT)
-                    rows = [((each.headers or {})["Nats-Msg-Id"], *_event(each.subject, each.data)) for each in batch]
-                    await asyncio.to_thread(_apply, self.effects, rows)
-                    for each in batch:
-                        await each.ack()
-                except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError):
-                    await asyncio.sleep(0.02)
-        finally:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await subscription.unsubscribe()
+        with contextlib.closing(open_database(self.effects, check_same_thread=False)) as database:
+            await consume(self._reader, database)
+
+
+async def consume(client: Client, database: sqlite3.Connection) -> None:
+    """Consume until cancelled: what came together takes effect in a transaction, and is then acknowledged."""
+    context = client.jetstream()
+    subscription = await context.pull_subscribe_bind(durable=DURABLE, stream=HUB_STREAM)
+    try:
+        while True:
+            try:
+                batch = await subscription.fetch(FETCH, timeout=FETCH_TIMEOUT)
+                rows = [((each.headers or {})["Nats-Msg-Id"], *_event(each.subject, each.data)) for each in batch]
+                await asyncio.to_thread(_apply, database, rows)
+                for each in batch:
+                    await each.ack()
+            except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError):
+                await asyncio.sleep(0.02)
+    finally:
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await subscription.unsubscribe()
 
 
 def _jetstream(server: NatsServer, domain: str) -> str:
@@ -225,20 +265,20 @@ async def _ensure(url: str, create: str, info: str, body: object) -> None:
     await until(there, limit=READY, every=0.05, what=f"{info} at {url}")
 
 
-def _database(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)
+def open_database(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    """Open the consumer's database: what it has committed is on disk."""
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=check_same_thread)
     database.execute("pragma journal_mode=wal")
     database.execute("pragma synchronous=full")
     return database
 
 
-def _apply(path: Path, rows: list[tuple[str, str, int]]) -> None:
-    with contextlib.closing(_database(path)) as database:
-        database.execute("begin immediate")
-        for message_id, key, number in rows:
-            if database.execute("insert or ignore into inbox values (?)", (message_id,)).rowcount:
-                database.execute("insert into effect (key, number) values (?, ?)", (key, number))
-        database.execute("commit")
+def _apply(database: sqlite3.Connection, rows: list[tuple[str, str, int]]) -> None:
+    database.execute("begin immediate")
+    for message_id, key, number in rows:
+        if database.execute("insert or ignore into inbox values (?)", (message_id,)).rowcount:
+            database.execute("insert into effect (key, number) values (?, ?)", (key, number))
+    database.execute("commit")
 
 
 def _event(subject: str, data: bytes) -> tuple[str, int]:
@@ -247,3 +287,6 @@ def _event(subject: str, data: bytes) -> tuple[str, int]:
 
 async def _ignore(error: Exception) -> None:
     """Say nothing: lost connections are what this is about."""
+
+
+_RECONNECT: dict[str, Any] = {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.1, "error_cb": _ignore}

@@ -1,8 +1,10 @@
-"""The one event of the benchmarks, and the effect that it has in the core."""
+"""The events of the benchmarks, and the effect that they have in the core."""
 
 from __future__ import annotations
 
-from forebay import Event
+from inspect import signature
+
+from forebay import Event, Lane
 
 EFFECT = "insert into effect (node, number, cents) values (:node, :number, :cents)"
 """A row for each time that an event takes effect, and nothing that would refuse a second one: the check counts them."""
@@ -14,3 +16,30 @@ class Metered(Event, service="meter", kind="metered", key="meter"):
     meter: str
     number: int
     cents: int
+
+
+class Sampled(Event, service="meter", kind="sampled", lane="telemetry", key="meter"):
+    """One reading of a lane whose events may go in frames."""
+
+    meter: str
+    number: int
+    cents: int
+
+
+class Sized(Event, service="meter", kind="sized"):
+    """An event of any size: its number, and as much padding as it takes."""
+
+    n: int
+    pad: str = ""
+
+
+def frames_are_there() -> bool:
+    """Whether this forebay can send frames."""
+    return "frames" in signature(Lane).parameters
+
+
+def framed(name: str, *, budget: str) -> Lane:
+    """Return a lane whose events go in frames, where this forebay can do that."""
+    if not frames_are_there():
+        return Lane(name, budget=budget)
+    return Lane(name, budget=budget, frames=True)  # type: ignore[call-arg]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.services.metering import EFFECT, Metered
+from bench.services.metering import EFFECT, Metered, Sampled, Sized
 from forebay import Message, Service, UnitOfWork
 
 ledger = Service("ledger")
@@ -12,3 +12,15 @@ ledger = Service("ledger")
 def enter(tx: UnitOfWork, event: Metered, message: Message) -> None:
     """Enter one reading."""
     tx.execute(EFFECT, node=message.node, number=event.number, cents=event.cents)
+
+
+@ledger.on(Sampled)
+def enter_sample(tx: UnitOfWork, event: Sampled, message: Message) -> None:
+    """Enter one reading that came in a frame, or could have."""
+    tx.execute(EFFECT, node=message.node, number=event.number, cents=event.cents)
+
+
+@ledger.on(Sized)
+def enter_sized(tx: UnitOfWork, event: Sized, message: Message) -> None:
+    """Enter an event of any size."""
+    tx.execute(EFFECT, node=message.node, number=event.n, cents=len(event.pad))

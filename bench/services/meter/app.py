@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from bench.services.metering import Metered
+from bench.services.metering import Metered, framed
 from forebay import Lane, Service, UnitOfWork, UnitStore
 
-meter = Service("meter", lanes=[Lane("ledger", budget="2GiB")])
+meter = Service("meter", lanes=[Lane("ledger", budget="2GiB"), framed("telemetry", budget="2GiB")])
 
 
 class NewReading(msgspec.Struct, frozen=True):
