@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -67,7 +67,9 @@ async def write_backlog(kind: Kind, count: int, folder: Path) -> None:
 
 
 @asynccontextmanager
-async def relaying(nats: str, folder: Path) -> AsyncIterator[ServiceProcess]:
+async def relaying(
+    nats: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[ServiceProcess]:
     """Run the node's process as a user would, connected to a broker or to a link that leads there."""
     project = folder / "project"
     project.mkdir()
@@ -79,7 +81,7 @@ async def relaying(nats: str, folder: Path) -> AsyncIterator[ServiceProcess]:
         data=folder / "data",
         nats=nats,
         options=["--log-level", "warning"],
-        environment={"PYTHONPATH": PATHS},
+        environment={"PYTHONPATH": PATHS, **(environment or {})},
     )
     process.start()
     try:

@@ -131,17 +131,27 @@ async def hold(
         left_out=left_out,
         seconds=round(time.monotonic() - began, 1),
     )
-    return msgspec.structs.replace(held, profiles=await _profiles(benchmark, folder, profile(held))) if profile else held
+    return (
+        msgspec.structs.replace(held, profiles=await _profiles(benchmark, folder, profile(held))) if profile else held
+    )
 
 
 async def _run(column: Run, where: Path) -> dict[str, float]:
     """Measure in a folder that is gone afterwards; nobody's writes of before are left to the disk."""
-    where.mkdir(mode=0o755)
+    where.mkdir(mode=0o755)  # noqa: ASYNC240 - nothing else is to be done here
     await asyncio.to_thread(os.sync)
     try:
         return await column(where)
+    except ExceptionGroup as group:
+        raise _first(group) from group
     finally:
         shutil.rmtree(where, ignore_errors=True)
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """Return the first error of a group, as itself: what a column says must not depend on how it runs its tasks."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 async def _profiles(benchmark: Benchmark, folder: Path, columns: Iterable[str]) -> dict[str, list[Profile]]:

@@ -23,15 +23,15 @@ RATE = Measure(name="events", unit="events/s")
 SYNCS = {"always": "always", "default": "2m"}
 
 _TOLD = """
-A node has a backlog on its disk when it finds its broker; measured from outside: from the last look at the stream that
-found it empty to the first that found everything (a look each 10 ms). Each relay is a process that is started then.
-`always` and `default` are the broker's `sync_interval`. The limit is what the same server takes in atomic batches of at
-most 1,000 messages or 1 MiB that were put together beforehand and are poured into a bare socket, four under way.
-nats-outbox: its own command with 1,000 events a tick, the most that it allows, and no line of log for each event.
-sqloutbox leaves the sending to a writer of one's own: here one that publishes a batch concurrently and waits for all
-acknowledgements; its pause between two batches of 500 is set from a second to a millisecond. Its file is written
-with `synchronous=NORMAL`, which it does not let one change: it promises less. Leaf node: a leaf's stream that holds the
-backlog, sourced by a stream of the hub which is made then.
+A node has a backlog on its disk when it finds its broker; measured from outside: from the last look at the stream
+that found it empty to the first that found everything (a look each 10 ms). Each relay is a process that is started
+then. `always` and `default` are the broker's `sync_interval`. The limit is what the same server takes in atomic
+batches of at most 1,000 messages or 1 MiB that were put together beforehand and are poured into a bare socket, four
+under way. nats-outbox: its own command with 1,000 events a tick, the most that it allows, and no line of log for each
+event. sqloutbox leaves the sending to a writer of one's own: here one that publishes a batch concurrently and waits
+for all acknowledgements; its pause between two batches of 500 is set from a second to a millisecond. Its file is
+written with `synchronous=NORMAL`, which it does not let one change: it promises less. Leaf node: a leaf's stream that
+holds the backlog, sourced by a stream of the hub which is made then.
 """
 
 
@@ -156,7 +156,7 @@ def benchmark(quick: bool) -> Benchmark:
     # Where each message is synced alone a peer sends a few hundred a second.
     peers = {"always": 100, "default": 300} if quick else {"always": 2_500, "default": 8_000}
     columns: dict[str, Run] = {}
-    goals = []
+    goals: list[Goal] = []
     for name, sync in SYNCS.items():
         columns |= {
             f"forebay, {name}": partial(relayed, SINGLE, ours, sync),
@@ -168,16 +168,10 @@ def benchmark(quick: bool) -> Benchmark:
             f"leaf node, {name}": partial(sourced, limit, sync),
         }
         title = f"relay, `sync_interval: {name}`"
-        for of in ("", "in frames, "):
-            goals.append(
-                Goal(
-                    name=title,
-                    column=f"forebay, {of}{name}",
-                    measure=RATE.name,
-                    value=0.8,
-                    beside=f"limit, {of}{name}",
-                )
-            )
+        goals += [
+            Goal(name=title, column=f"forebay, {of}{name}", measure=RATE.name, value=0.8, beside=f"limit, {of}{name}")
+            for of in ("", "in frames, ")
+        ]
         if name == "always":
             goals.append(Goal(name=title, column="forebay, always", measure=RATE.name, value=27_000, hint=True))
             goals.append(

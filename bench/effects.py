@@ -49,11 +49,18 @@ class Effects(Protocol):
 
 
 class SqliteEffects:
-    """The table ``effect`` of a SQLite database, read without a lock that the writer would wait for."""
+    """The table ``effect`` of a SQLite database, read without a lock that the writer would wait for.
 
-    def __init__(self, path: Path, table: str = "effect") -> None:
+    Args:
+        path: of the database.
+        table: in place of ``effect``.
+        before: rows that it has already, which do not count.
+    """
+
+    def __init__(self, path: Path, table: str = "effect", before: int = 0) -> None:
         self._path = path
         self._table = table
+        self._before = before
         self._connection: sqlite3.Connection | None = None
 
     def count(self, enough: int) -> int:  # noqa: ARG002 - this count is exact
@@ -63,7 +70,8 @@ class SqliteEffects:
                 return 0
             self._connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
         try:
-            return int(self._connection.execute(f"select coalesce(max(rowid), 0) from {self._table}").fetchone()[0])
+            last = self._connection.execute(f"select coalesce(max(rowid), 0) from {self._table}").fetchone()[0]
+            return int(last) - self._before
         except sqlite3.OperationalError:  # the table is about to come
             return 0
 

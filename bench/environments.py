@@ -59,7 +59,7 @@ async def python_with(
     again = [option for package in fresh for option in ("--reinstall-package", package)]
     where.parent.mkdir(parents=True, exist_ok=True)
     await _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(where))
-    await _run(uv, "pip", "install", "--quiet", "--python", str(python), *again, *packages)
+    await _run(uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *again, *packages)
     made_of.write_text(wanted)
     return str(python)
 

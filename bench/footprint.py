@@ -1,73 +1,103 @@
-"""What an edge process takes: memory, time to start, processor while idle, disk; beside a nats-server as a leaf."""
+"""What an edge process takes: memory, time to start, processor while idle, disk; beside what one would use instead."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
+import shutil
 import sqlite3
+import subprocess
+import sys
 import time
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 
-from bench.contest import Benchmark, Measure
-from bench.draining import stored
+from bench.contest import Benchmark, Goal, Measure
 from bench.effects import check_once
-from bench.environments import FOLDER, python_with
-from bench.fleet import Fleet, broker, publish
-from bench.program import ROOT, Program
-from bench.resident import folder_mib, memory_mib, processor_seconds
-from forebay.jetstream.publishing import Publisher
+from bench.environments import FASTSTREAM_LITESTAR, FOLDER, python_with
+from bench.fleet import Fleet, broker, fill
+from bench.program import PATHS, ROOT, Program
+from bench.resident import folder_mib, memory_mib, running_seconds
+from bench.stream_reading import stored
 from forebay.testing.nats_server import NatsServer, find_binary, free_port
 from forebay.testing.waiting import until
 
 SERVICES = ("edge.gateway", "edge.till", "edge.stock", "edge.coldchain")
 NODE = "store-330"
 SALES = 20
+SETTLE = 5.0
+"""Seconds for what the sales left to do."""
 
 MEMORY = Measure(name="memory", unit="MiB", more_is_better=False)
 START = Measure(name="cold start to ready", unit="s", more_is_better=False)
 IDLE = Measure(name="processor while idle", unit="% of a core", more_is_better=False)
 INSTALLED = Measure(name="installed", unit="MiB", more_is_better=False)
+IMAGE = Measure(name="image, on top of Python's", unit="MiB", more_is_better=False)
 
 _TOLD = """
 gateway, till, stock and coldchain of this project in one `forebay run`, connected to a broker; resident memory and
 processor time after the start and 20 sales, over a time in which nothing is asked of it. Installed is the environment
-that `pip install forebay[edge]` makes, without Python itself. The leaf is a nats-server with JetStream that is
-connected to the same broker, 20 messages in its stream; it runs no service: what would take the writes comes on top.
+that `pip install forebay[edge]` makes, compiled as pip does it, without Python itself; the image is the one of `make
+image`, where that was made before, without its base. FastStream + Litestar: one Litestar application with one route
+that commits to SQLite and then publishes over FastStream's broker, as their documentation has it; it has no outbox,
+one service, and none of the rest. The leaf is a nats-server with JetStream that is connected to the same broker, 20
+messages in its stream; it runs no service: what would take the writes comes on top. The caches of the file system are
+warm.
 """
 
 
 async def edge(idle: float, folder: Path) -> dict[str, float]:
     """Measure an edge process."""
-    python = Path(await python_with(("edge", (f"{ROOT}[edge]",)), fresh=("forebay",)))
-    packages = next((FOLDER / "edge" / "lib").glob("python*")) / "site-packages"
+    python = Path(await _installed())
     server = NatsServer(folder / "nats", sync_interval="2m")
     await server.start()
-    process: Program | None = None
+    port = free_port()
+    command = [str(python), "-m", "forebay", "run", *SERVICES, "--node", NODE, "--data", str(folder / "data")]
+    command += ["--nats", server.url, "--port", str(port), "--log-level", "warning"]
     try:
         async with broker(server.url, ["sales"], service="till"):
             pass
-        port = free_port()
-        command = [str(python), "-m", "forebay", "run", *SERVICES, "--node", NODE, "--data", str(folder / "data")]
-        command += ["--nats", server.url, "--port", str(port), "--log-level", "warning"]
-        began = time.perf_counter()
         # Nothing of the environment with the development tools is on its path.
-        process = Program(command, folder / "edge.log", {"PYTHONPATH": ""}, folder=ROOT)
-        url = f"http://127.0.0.1:{port}"
-        await _ready(process, url)
-        started = time.perf_counter() - began
-        answered = await _sell(url)
-        used = await _idle(process.pid, idle)
-        memory = memory_mib(process.pid)
-        await asyncio.to_thread(process.stop)
+        async with _serving(command, port, "/readyz", {"PYTHONPATH": ""}, folder) as (process, started):
+            answered = await _sell(f"http://127.0.0.1:{port}/till/sales")
+            found = await _resting(process.pid, idle)
+            await asyncio.to_thread(process.stop)
         check_once(_sold(folder / "data" / "nodes" / NODE / "till.db"), answered)
     finally:
-        if process is not None:
-            process.kill()
         server.kill()
-    return {MEMORY.name: memory, START.name: started, IDLE.name: used, INSTALLED.name: folder_mib(packages)}
+    image = await asyncio.to_thread(image_mib, f"forebay-edge:{version('forebay')}")
+    return {
+        **found,
+        START.name: started,
+        INSTALLED.name: folder_mib(_packages("edge")),
+        **({IMAGE.name: image} if image else {}),
+    }
+
+
+async def faststream(idle: float, folder: Path) -> dict[str, float]:
+    """Measure one route of Litestar's that publishes over FastStream."""
+    python = await python_with(FASTSTREAM_LITESTAR)
+    server = NatsServer(folder / "nats", sync_interval="2m")
+    await server.start()
+    port = free_port()
+    command = [python, "-m", "bench.peers.edge_faststream", str(port), server.url, str(folder / "sales.db")]
+    try:
+        async with broker(server.url, ["sales"], service="till"):
+            pass
+        async with _serving(command, port, "/readyz", {"PYTHONPATH": PATHS}, folder) as (process, started):
+            answered = await _sell(f"http://127.0.0.1:{port}/till/sales")
+            found = await _resting(process.pid, idle)
+        check_once(await stored(server.url), answered)
+    finally:
+        server.kill()
+    return {**found, START.name: started, INSTALLED.name: folder_mib(_packages(FASTSTREAM_LITESTAR[0]))}
 
 
 async def leaf(idle: float, folder: Path) -> dict[str, float]:
@@ -81,20 +111,36 @@ async def leaf(idle: float, folder: Path) -> dict[str, float]:
         began = time.perf_counter()
         await server.start()
         started = time.perf_counter() - began
-        async with (
-            broker(server.url, ["ledger"]) as connection,
-            Publisher(connection, "EVENTS") as publisher,
-        ):
-            await publish(publisher, Fleet(1).make(SALES))
+        await fill(server.url, ["ledger"], Fleet(1).make(SALES))
         check_once(await stored(server.url), range(SALES))
-        pid = server.pid or 0
-        used = await _idle(pid, idle)
-        memory = memory_mib(pid)
+        found = await _resting(server.pid or 0, idle)
     finally:
         server.kill()
         hub.kill()
-    installed = find_binary().stat().st_blocks * 512 / 2**20
-    return {MEMORY.name: memory, START.name: started, IDLE.name: used, INSTALLED.name: installed}
+    return {**found, START.name: started, INSTALLED.name: find_binary().stat().st_blocks * 512 / 2**20}
+
+
+@asynccontextmanager
+async def _serving(
+    command: Sequence[str], port: int, ready: str, environment: dict[str, str], folder: Path
+) -> AsyncIterator[tuple[Program, float]]:
+    """Run a process; yields it, and the seconds from its start until it said that it was ready."""
+    began = time.perf_counter()
+    process = Program(command, folder / "edge.log", environment, folder=ROOT)
+    try:
+        await _ready(process, f"http://127.0.0.1:{port}{ready}")
+        yield process, time.perf_counter() - began
+    finally:
+        process.kill()
+
+
+async def _resting(pid: int, seconds: float) -> dict[str, float]:
+    """Return memory and processor time of a process while nothing is asked of it."""
+    await asyncio.sleep(min(SETTLE, seconds))
+    used, began = running_seconds(pid), time.perf_counter()
+    await asyncio.sleep(seconds)
+    share = (running_seconds(pid) - used) / (time.perf_counter() - began) * 100
+    return {MEMORY.name: memory_mib(pid), IDLE.name: share}
 
 
 async def _ready(process: Program, url: str) -> None:
@@ -103,7 +149,7 @@ async def _ready(process: Program, url: str) -> None:
         async def says_so() -> bool:
             process.check()
             try:
-                return (await http.get(f"{url}/readyz")).status_code == 200
+                return (await http.get(url)).status_code == 200
             except httpx.HTTPError:
                 return False
 
@@ -120,16 +166,34 @@ async def _sell(url: str) -> list[int]:
                 "at": "2026-03-01T12:00:00Z",
                 "lines": [{"product": 1, "quantity": 1, "cents": 50}],
             }
-            (await http.post(f"{url}/till/sales", json=sale)).raise_for_status()
+            (await http.post(url, json=sale)).raise_for_status()
     return list(range(SALES))
 
 
-async def _idle(pid: int, seconds: float) -> float:
-    """Return the processor time of a process, in per cent of a core, while nothing is asked of it."""
-    await asyncio.sleep(min(5.0, seconds))  # what the sales left to do
-    used, began = processor_seconds(pid), time.perf_counter()
-    await asyncio.sleep(seconds)
-    return (processor_seconds(pid) - used) / (time.perf_counter() - began) * 100
+_made: list[str] = []
+
+
+async def _installed() -> str:
+    """Return the Python of an environment with this project's package, made anew once in a run of the benchmarks."""
+    if not _made:
+        _made.append(await python_with(("edge", (f"{ROOT}[edge]",)), fresh=("forebay",)))
+    return _made[0]
+
+
+def _packages(environment: str) -> Path:
+    return next((FOLDER / environment / "lib").glob("python*")) / "site-packages"
+
+
+@cache
+def image_mib(image: str) -> float | None:
+    """Return what an image that buildah has takes on top of its base, in MiB; None where it is not there."""
+    layers = [sys.executable, str(ROOT / "deploy" / "layers.py"), f"localhost/{image}"]
+    for buildah in ("buildah", "buildah --storage-driver vfs"):
+        if shutil.which("buildah"):
+            done = subprocess.run(layers, env={**os.environ, "BUILDAH": buildah}, capture_output=True, check=False)  # noqa: S603
+            if found := re.search(rb"([\d.]+) MiB on top of the first", done.stdout):
+                return float(found[1])
+    return None
 
 
 def _sold(path: Path) -> list[int]:
@@ -139,11 +203,21 @@ def _sold(path: Path) -> list[int]:
 
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    idle = 0.5 if quick else 60.0
+    idle = 0.5 if quick else 15.0
+    ours, name = "forebay, four services", "edge process: gateway, till, stock, coldchain in one"
     return Benchmark(
         name="footprint",
         title="Edge: what a process takes",
         told=" ".join(_TOLD.split()),
-        measures=(MEMORY, START, IDLE, INSTALLED),
-        columns={"forebay, four services": partial(edge, idle), "nats-server, leaf": partial(leaf, idle)},
+        measures=(MEMORY, START, IDLE, INSTALLED, IMAGE),
+        columns={
+            ours: partial(edge, idle),
+            "FastStream + Litestar": partial(faststream, idle),
+            "nats-server, leaf": partial(leaf, idle),
+        },
+        goals=(
+            Goal(name=name, column=ours, measure=MEMORY.name, value=60),
+            Goal(name=name, column=ours, measure=START.name, value=1.2),
+            Goal(name=name, column=ours, measure=IDLE.name, value=0.5),
+        ),
     )

@@ -1,62 +1,81 @@
-"""What the core's databases grow by: an epoch, an archived event; and how many nodes it takes."""
+"""What becomes slower as the core's databases grow: events in the archive, epochs in the inbox, bytes of an event."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from bench.consumption import LIMIT, NODES, RATE, start_ours
-from bench.contest import Benchmark, Measure, Run
+from bench.consumption import NODES, RATE, measure, start_ours, until_all
+from bench.contest import Benchmark, Goal, Measure, Run
 from bench.effects import SqliteEffects, check_once
-from bench.fleet import Fleet, broker, publish
+from bench.fleet import Fleet, fill
+from bench.nodes import EPOCH, table_bytes
+from bench.profiling import profiled
 from bench.program import PATHS, ROOT
-from forebay.jetstream.publishing import Publisher
+from bench.services.metering import Sized
+from forebay.jetstream.publishing import Outgoing
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.service_process import ServiceProcess
-from forebay.testing.waiting import until
 
-EPOCH = Measure(name="inbox", unit="bytes an epoch", more_is_better=False)
-EVENT = Measure(name="archive", unit="bytes an event", more_is_better=False)
-SIZE = Measure(name="database in all", unit="MiB", more_is_better=False)
 MOST = 1_000_000
 """Events of the largest archive unless ``--most`` says otherwise."""
+SEED = 1_024
+"""Events that really come into an archive before it is filled; a multiple of the nodes."""
+EPOCHS = (1, 100, 10_000)
+SIZES = (10, 100, 1_000, 10_000)
 
-_TOLD = """
-Nodes: each of so many simulated nodes sends one event, its first, and so opens an epoch that the core remembers for
-ever; what the inbox takes (its table and its indexes, whole pages) is divided by the nodes. Archived: 64 nodes send so
-many events to the archive of this project, which keeps every body and an inbox beside them. Events a second are those
-of the whole time from the first effect to the last.
+EVENT = Measure(name="archive", unit="bytes an event", more_is_better=False)
+SIZE = Measure(name="database in all", unit="MiB", more_is_better=False)
+BYTES = Measure(name="bodies", unit="MB/s")
+
+_ARCHIVED = """
+The archive of this project, which keeps every body with five indexes and an inbox beside them, consumes the next
+events of 64 nodes; columns differ in how many it has by then. The first thousand came as all do; up to the size of
+the column its rows were multiplied by SQL, with the numbers that would have followed, and the inbox's watermarks were
+set to them. Measured from the first event beyond that to the last.
+"""
+_EPOCHS = """
+One node sends the same number of events in more and more epochs, as if its store had been opened anew so often; they
+take effect in SQLite, by a handler for single events. Each epoch is a row of the inbox for ever.
+"""
+_SIZES = """
+Events with bodies of so many bytes take effect in SQLite, by a handler for single events that keeps none of them. The
+headers of a message, about 500 bytes, come on top.
 """
 
 
-async def nodes(count: int, folder: Path) -> dict[str, float]:
-    """Let so many nodes send an event each."""
-    server = NatsServer(folder / "nats", sync_interval="2m")
-    await server.start()
-    path = folder / "data" / "core" / "ledger.db"
-    try:
-        async with broker(server.url, ["ledger"]) as connection, Publisher(connection, "EVENTS") as publisher:
-            await publish(publisher, Fleet(count).make(count))
-            process, effects, _ = await start_ours("ledger", server.url, folder, "")
-            try:
-                seconds = await _reach(effects.count, count)
-            finally:
-                process.kill()
-                effects.close()
-            check_once(effects.numbers(), range(count))
-    finally:
-        server.kill()
-    return {RATE.name: count / seconds, EPOCH.name: _bytes(path, "forebay_inbox") / count, SIZE.name: _mib(path)}
+async def archived(before: int, count: int, folder: Path) -> dict[str, float]:
+    """Let ``count`` events come into an archive that has ``before``, at least about 1,000."""
+    rounds = max(1, before // SEED)
+    fleet = Fleet(NODES)
+    filled = folder.parent / f"archive-{rounds}"
+    if not filled.is_dir():  # once for all rounds
+        seed = fleet.make(SEED)
+        await _consume(seed, 0, SEED, folder)
+        with contextlib.closing(sqlite3.connect(_path(folder))) as database:
+            _multiply(database, rounds)
+        (folder / "data").rename(filled)
+        shutil.rmtree(folder / "nats")
+        fleet = Fleet(NODES)
+    shutil.copytree(filled, folder / "data")
+    fleet.skip(rounds * SEED)
+    seconds = await _consume(fleet.make(count), rounds * SEED, count, folder)
+    path = _path(folder)
+    check_once(_numbers(path), range(rounds * SEED + count))
+    return {
+        RATE.name: count / seconds,
+        EVENT.name: table_bytes(path, "archived") / (rounds * SEED + count),
+        SIZE.name: path.stat().st_size / 2**20,
+    }
 
 
-async def archived(count: int, folder: Path) -> dict[str, float]:
-    """Let 64 nodes send so many events to the archive."""
+async def _consume(messages: list[Outgoing], before: int, count: int, folder: Path) -> float:
+    """Let the archive consume messages; return the seconds from the first new event to the last."""
     server = NatsServer(folder / "nats", sync_interval="2m")
     await server.start()
     core = ServiceProcess(
@@ -68,73 +87,135 @@ async def archived(count: int, folder: Path) -> dict[str, float]:
         options=["--log-level", "warning"],
         environment={"PYTHONPATH": PATHS},
     )
-    path = folder / "data" / "core" / "archive.db"
-    effects, fleet = SqliteEffects(path, "archived"), Fleet(NODES)
+    effects = SqliteEffects(_path(folder), "archived", before)
+
+    def said() -> str:
+        return core.log.read_text(errors="replace")[-1000:]
+
     try:
-        async with (
-            broker(server.url, ["archive"], service="*") as connection,
-            Publisher(connection, "EVENTS") as publisher,
-        ):
-            core.start()
-            await core.ready()
-            began = time.perf_counter()
-            # In parts: a backlog of ten million messages would measure the broker.
-            while fleet.numbers < count:
-                await publish(publisher, fleet.make(min(10_000, count - fleet.numbers)))
-                await _reach(effects.count, fleet.numbers)
-            seconds = time.perf_counter() - began
-            core.stop()
-            check_once(_archived(path), range(count))
+        await fill(server.url, ["archive"], messages, service="*")
+        core.start()
+        async with profiled("archive", core.pid):
+            seconds, _ = await until_all(effects, count, said, core.pid)
+        core.stop()
+        return seconds
     finally:
         effects.close()
         core.kill()
         server.kill()
-    return {RATE.name: count / seconds, EVENT.name: _bytes(path, "archived") / count, SIZE.name: _mib(path)}
 
 
-async def _reach(count: Callable[[], int], wanted: int) -> float:
-    """Wait for so many effects; return the seconds since the last look that found none."""
-    began = time.perf_counter()
-
-    def reached() -> bool:
-        nonlocal began
-        found = count()
-        if not found:
-            began = time.perf_counter()
-        return found >= wanted
-
-    await until(reached, limit=LIMIT, every=0.005)
-    return time.perf_counter() - began
-
-
-def _bytes(path: Path, table: str) -> int:
-    """Return what the pages of a table and of its indexes take."""
-    with contextlib.closing(sqlite3.connect(path, timeout=5)) as database:
-        query = "select sum(pgsize) from dbstat where name in (select name from sqlite_schema where tbl_name = ?)"
-        return int(database.execute(query, (table,)).fetchone()[0])
-
-
-def _mib(path: Path) -> float:
-    with contextlib.closing(sqlite3.connect(path, timeout=5)) as database:
-        pages, size = (database.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "page_size"))
-    return float(pages * size) / 2**20
+def _multiply(database: sqlite3.Connection, rounds: int) -> None:
+    """Give an archive of ``SEED`` events ``rounds`` times as many, and its inbox the watermarks of that."""
+    columns = [row[1] for row in database.execute("pragma table_info(archived)") if row[1] != "id"]
+    values = {
+        "sequence": f"sequence + :round * {SEED // NODES}",
+        "body": f"cast(json_set(cast(body as text), '$.number', json_extract(body, '$.number') + :round * {SEED})"
+        " as blob)",
+    }
+    database.execute("pragma synchronous=off")
+    database.execute("create temp table seed as select * from archived order by id")
+    insert = (
+        f"insert into archived ({', '.join(columns)})"
+        f" select {', '.join(values.get(column, column) for column in columns)} from seed"
+    )
+    with database:
+        for number in range(1, rounds):
+            database.execute(insert, {"round": number})
+        database.execute("update forebay_inbox set watermark = :last", {"last": rounds * SEED // NODES})
+    database.execute("drop table seed")
+    database.execute("pragma wal_checkpoint(truncate)")
 
 
-def _archived(path: Path) -> list[int]:
+def _path(folder: Path) -> Path:
+    return folder / "data" / "core" / "archive.db"
+
+
+def _numbers(path: Path) -> list[int]:
     with contextlib.closing(sqlite3.connect(path, timeout=5)) as database:
         return [int(msgspec.json.decode(body)["number"]) for (body,) in database.execute("select body from archived")]
 
 
-def benchmark(quick: bool, most: int = MOST) -> Benchmark:
-    """Return the benchmark; ``quick`` only shows that it works, ``most`` is the number of events of the largest."""
-    fleets = (100, 200) if quick else (1_000, 10_000)
-    sizes = [500, 1_000] if quick else [10**power for power in range(3, 9) if 10**power <= most]
-    columns: dict[str, Run] = {f"{count:,} nodes": partial(nodes, count) for count in fleets}
-    columns |= {f"{count:,} archived": partial(archived, count) for count in sizes}
+def _in_epochs(epochs: int, count: int) -> list[Outgoing]:
+    return Fleet(1, of_epoch=-(-count // epochs)).make(count)
+
+
+def _of_size(size: int, count: int) -> list[Outgoing]:
+    return Fleet(NODES, Sized.spec, lambda number: _sized(number, size)).make(count)
+
+
+def _sized(number: int, size: int) -> bytes:
+    bare = b'{"n":%d}' % number
+    room = size - len(bare) - len(b',"pad":""')
+    return b'{"n":%d,"pad":"%b"}' % (number, b"x" * room) if room > 0 else bare
+
+
+async def in_epochs(epochs: int, count: int, folder: Path) -> dict[str, float]:
+    """Let one node send ``count`` events in so many epochs."""
+    found = await measure(partial(start_ours, "ledger"), count, False, folder, make=partial(_in_epochs, epochs))
+    size = table_bytes(folder / "data" / "core" / "ledger.db", "forebay_inbox")
+    return {RATE.name: found[RATE.name], EPOCH.name: size / epochs}
+
+
+async def of_size(size: int, count: int, folder: Path) -> dict[str, float]:
+    """Let ``count`` events of so many bytes take effect."""
+    found = await measure(partial(start_ours, "ledger"), count, False, folder, make=partial(_of_size, size))
+    return {RATE.name: found[RATE.name], BYTES.name: found[RATE.name] * max(size, len(_sized(count, size))) / 1e6}
+
+
+def archive(quick: bool, most: int = MOST) -> Benchmark:
+    """Return the benchmark of the archive; ``most`` is the number of events of the largest."""
+    count = 1_000 if quick else 40_000
+    sizes = [1_000, 3_000] if quick else [10**power for power in range(3, 9) if 10**power <= most]
+    columns: dict[str, Run] = {f"{size:,} archived": partial(archived, size, count) for size in sizes}
+    first, *others = columns
     return Benchmark(
-        name="growth",
-        title="Core: what it grows by",
-        told=" ".join(_TOLD.split()),
-        measures=(RATE, EPOCH, EVENT, SIZE),
+        name="archive",
+        title="Core: events in the archive",
+        told=" ".join(_ARCHIVED.split()),
+        measures=(RATE, EVENT, SIZE),
         columns=columns,
+        goals=tuple(_flat(column, first) for column in others),
+    )
+
+
+def epochs(quick: bool) -> Benchmark:
+    """Return the benchmark of epochs."""
+    count = 2_000 if quick else 100_000
+    columns: dict[str, Run] = {
+        f"{many:,} {'epoch' if many == 1 else 'epochs'}": partial(in_epochs, many, count)
+        for many in ((1, 50) if quick else EPOCHS)
+    }
+    first, *others = columns
+    return Benchmark(
+        name="epochs",
+        title="Core: epochs in the inbox",
+        told=" ".join(_EPOCHS.split()),
+        measures=(RATE, EPOCH),
+        columns=columns,
+        goals=(
+            *(_flat(column, first) for column in others),
+            Goal(name="inbox, constant per epoch", column=others[-1], measure=EPOCH.name, value=300),
+        ),
+    )
+
+
+def sizes(quick: bool) -> Benchmark:
+    """Return the benchmark of the bytes of an event."""
+    counts = {10: 100_000, 100: 100_000, 1_000: 60_000, 10_000: 15_000}
+    columns: dict[str, Run] = {
+        f"{size:,} bytes": partial(of_size, size, 300 if quick else counts[size]) for size in SIZES
+    }
+    return Benchmark(
+        name="sizes",
+        title="Core: bytes of an event",
+        told=" ".join(_SIZES.split()),
+        measures=(RATE, BYTES),
+        columns=columns,
+    )
+
+
+def _flat(column: str, first: str) -> Goal:
+    return Goal(
+        name="growth: flat (\N{PLUS-MINUS SIGN}10 %)", column=column, measure=RATE.name, value=0.9, beside=first
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.contest import Benchmark, Goal, Measure
 from bench.effects import check_once
+from bench.failures import EffectsError
 from bench.fleet import broker
 from bench.load import PATH
 from bench.peers.leaf_pair import LeafPair
@@ -33,12 +34,13 @@ LIMIT = 60.0
 
 _TOLD = """
 Writes come at a steady rate whether the one before was answered or not, and are numbered. Measured from the answer's
-arrival at the writer until the effect is seen in the core's database, which is looked at twice a millisecond; an effect
-that is seen before the answer counts as 0. That alone would flatter a slow answer: "from the request" is measured from
-when the write began. forebay: an edge process, a broker with the default `sync_interval`, a core
+arrival at the writer until the effect is seen in the core's database, which is looked at twice a millisecond; an
+effect that is seen before the answer counts as 0. That alone would flatter a slow answer: "from the request" is
+measured from when the write began. forebay: an edge process, a broker with the default `sync_interval`, a core
 process. Leaf node: `bench/peers/leaf_pair.py`, a leaf with JetStream that acknowledges the write (its disk is synced
-every two minutes: the acknowledgement promises less), a hub that sources its stream, a consumer with an inbox table in a
-process of its own. Ten writes go ahead of each rate and do not count. A p99.9 of fewer than 1,000 writes is the longest.
+every two minutes: the acknowledgement promises less), a hub that sources its stream, a consumer with an inbox table
+in a process of its own. Ten writes go ahead of each rate and do not count. A p99.9 of fewer than 1,000 writes is the
+longest.
 """
 
 Write = Callable[[int], Awaitable[bool]]

@@ -179,9 +179,9 @@ def _profile(column: str, profile: Profile) -> str:
         "|---|---:|---:|",
     ]
     functions = [*profile.functions[:PROFILED], *profile.callers[:PROFILED]]
-    for each in sorted(dict.fromkeys(functions), key=lambda each: -each.own):
-        lines.append(f"| `{each.name}` | {each.own:.1%} | {each.total:.1%} |")
-    return "\n".join([*lines, "", "</details>"])
+    shown = sorted(dict.fromkeys(functions), key=lambda each: -each.own)
+    rows = [f"| `{each.name}` | {each.own:.1%} | {each.total:.1%} |" for each in shown]
+    return "\n".join([*lines, *rows, "", "</details>"])
 
 
 def _cell(found: Spread) -> str:

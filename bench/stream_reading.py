@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import msgspec
@@ -123,8 +124,6 @@ def numbers_of(headers: dict[str, str], body: bytes) -> list[int]:
     lower = {name.lower(): value for name, value in headers.items()}
     if "batch" not in lower.get("content-type", ""):
         return [_number(body).number]
-    if lower.get("content-encoding") == "zstd":
-        from backports import zstd  # only where a frame is compressed
-
-        body = zstd.decompress(body)
+    if encoding := lower.get("content-encoding"):
+        body = import_module("forebay.frame").unpack(encoding, body)
     return [each.data.number for each in _numbers(body)]

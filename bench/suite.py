@@ -23,7 +23,18 @@ from pathlib import Path
 
 import msgspec
 
-from bench import consumption, draining, edge_writes, footprint, growth, latency
+from bench import (
+    bulk_writes,
+    consumption,
+    draining,
+    edge_writes,
+    footprint,
+    growth,
+    latency,
+    nodes,
+    on_the_link,
+    scaling,
+)
 from bench.contest import Benchmark, Held, hold
 from bench.disk import fsync_ms
 from bench.failures import EffectsError
@@ -40,11 +51,17 @@ ROUNDS = 5
 
 BENCHMARKS: dict[str, Callable[[bool], Benchmark]] = {
     "consumption": consumption.benchmark,
+    "scaling": scaling.benchmark,
     "edge-writes": edge_writes.benchmark,
+    "bulk-writes": bulk_writes.benchmark,
     "draining": draining.benchmark,
+    "on-the-link": on_the_link.benchmark,
     "latency": latency.benchmark,
     "footprint": footprint.benchmark,
-    "growth": growth.benchmark,
+    "nodes": nodes.benchmark,
+    "archive": growth.archive,
+    "epochs": growth.epochs,
+    "sizes": growth.sizes,
 }
 
 PACKAGES = ("forebay", "litestar", "uvicorn", "nats-py", "psycopg")
@@ -68,7 +85,7 @@ async def measure(
     found = []
     for name in names:
         print(f"{name}:", file=sys.stderr, flush=True)
-        made = growth.benchmark(quick, most) if name == "growth" else BENCHMARKS[name](quick)
+        made = growth.archive(quick, most) if name == "archive" else BENCHMARKS[name](quick)
         found.append(await hold(made, rounds, folder, PROFILES[profile]))
         print(f"{name}: {found[-1].seconds:.0f} s", file=sys.stderr, flush=True)
     return Results(
@@ -94,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile",
         choices=list(PROFILES),
-        help="columns that are run once more under a profiler: those of goals that were missed (default), or all of ours",
+        help="columns that are run again under a profiler: those whose goals were missed (default), or all of ours",
     )
     parser.add_argument("--json", type=Path, help=f"where the results go ({RESULTS.relative_to(ROOT)})")
     parser.add_argument("--from", dest="kept", type=Path, metavar="JSON", help="run nothing, show what a run kept")

@@ -1,4 +1,6 @@
-"""A backlog for nats-outbox, written as its documentation has it: ``python -m bench.peers.backlog_nats_outbox URL COUNT``.
+"""A backlog for nats-outbox, written as its documentation has it.
+
+python -m bench.peers.backlog_nats_outbox DATABASE-URL COUNT
 
 What drains it is the package's own command, ``nats-outbox relay start``.
 """
@@ -30,7 +32,10 @@ async def write(url: str, count: int) -> None:
             for number in range(first, min(first + UNIT, count)):
                 reading = {"meter": f"meter-{number % 7}", "number": number, "cents": number % 1000}
                 transaction.publish_event(
-                    subject="evt.house-1.meter.metered", payload=reading, aggregate_id=reading["meter"], aggregate_type="Meter"
+                    subject="evt.house-1.meter.metered",
+                    payload=reading,
+                    aggregate_id=reading["meter"],
+                    aggregate_type="Meter",
                 )
     await engine.dispose()
 

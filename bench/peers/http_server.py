@@ -1,8 +1,9 @@
 """What a durable write over HTTP is measured beside: ``python -m bench.peers.http_server KIND PORT DATABASE``.
 
 ``nothing``: a Litestar handler that decodes and answers, and stores nothing. ``commit``: the same handler with an
-insert and a commit (WAL, ``synchronous=FULL``) for each request, off the event loop as Litestar's documentation has it
-for what blocks. ``bytes``: no HTTP server at all, the same answer to whatever comes: the load generator's own limit.
+insert and a commit (WAL, ``synchronous=FULL``) for each request, off the event loop as Litestar's documentation has
+it for what blocks. ``inline``: on the event loop. ``bytes``: no HTTP server at all, the same answer to whatever
+comes: the load generator's own limit.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def nothing() -> Litestar:
     return Litestar([take_reading], openapi_config=None)
 
 
-def commit(path: str) -> Litestar:
-    """Return an application that commits once per request."""
+def commit(path: str, *, inline: bool = False) -> Litestar:
+    """Return an application that commits once per request, in a thread of the pool or on the event loop."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     database.executescript(
         "pragma journal_mode=wal; pragma synchronous=full;"
@@ -53,7 +54,7 @@ def commit(path: str) -> Litestar:
     )
     lock = threading.Lock()  # one connection for all threads: SQLite has one writer at a time anyway
 
-    @post("/meter/readings", sync_to_thread=True)
+    @post("/meter/readings", sync_to_thread=not inline)
     def take_reading(data: NewReading) -> Taken:
         with lock:
             database.execute("begin immediate")
@@ -88,7 +89,7 @@ def main(kind: str, port: int, path: str) -> None:
     if kind == "bytes":
         asyncio.run(_serve_bytes(port))
     else:
-        application = nothing() if kind == "nothing" else commit(path)
+        application = nothing() if kind == "nothing" else commit(path, inline=kind == "inline")
         uvicorn.run(application, host="127.0.0.1", port=port, log_config=None, access_log=False)
 
 

@@ -1,4 +1,7 @@
-"""The consumer behind a leaf node as a process of its own: ``python -m bench.peers.leaf_consumer NATS-URL DATABASE``."""
+"""The consumer behind a leaf node as a process of its own.
+
+python -m bench.peers.leaf_consumer NATS-URL DATABASE
+"""
 
 from __future__ import annotations
 

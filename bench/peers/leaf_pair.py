@@ -97,7 +97,9 @@ class LeafPair:
         self._hub = NatsServer(folder / "hub", sync_interval=sync_interval)
         self._leaf = NatsServer(folder / "leaf", sync_interval=sync_interval)
         # The block takes the place of the one before it in the file: a domain must be named in it.
-        self._hub.extra = _jetstream(self._hub, "hub") + f'leafnodes {{ {compressing}listen: "127.0.0.1:{listening}" }}\n'
+        self._hub.extra = (
+            _jetstream(self._hub, "hub") + f'leafnodes {{ {compressing}listen: "127.0.0.1:{listening}" }}\n'
+        )
         self._leaf.extra = (
             _jetstream(self._leaf, "leaf")
             + f'leafnodes {{ remotes: [{{ {compressing}url: "nats-leaf://127.0.0.1:{through or listening}" }}] }}\n'

@@ -48,7 +48,9 @@ class JetStreamWriter:
         """Publish a batch; one result for each."""
         sent = [self._publish(values) for _, values in statements]
         return [
-            {"ok": False, "error": repr(answer)} if isinstance(answer, BaseException) else {"ok": True, "rows_affected": 1}
+            {"ok": False, "error": repr(answer)}
+            if isinstance(answer, BaseException)
+            else {"ok": True, "rows_affected": 1}
             for answer in await asyncio.gather(*sent, return_exceptions=True)
         ]
 

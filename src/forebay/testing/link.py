@@ -33,6 +33,7 @@ class Link:
         delay: seconds that every byte takes, each way.
         rate: bytes a second that each direction of a connection carries; None for no limit.
         accepted: connections so far.
+        carried: bytes that have passed so far: to the server, and back.
     """
 
     def __init__(self, port: int, *, host: str = "127.0.0.1", listen_on: int = 0) -> None:
@@ -40,6 +41,7 @@ class Link:
         self.delay = 0.0
         self.rate: float | None = None
         self.accepted = 0
+        self.carried = (0, 0)
         self._target = (host, port)
         self._socket = socket.create_server(("127.0.0.1", listen_on))
         self.port: int = self._socket.getsockname()[1]
@@ -148,8 +150,8 @@ class Link:
             far_reader, far = await asyncio.open_connection(*self._target, limit=CHUNK)
             self._transports.add(far.transport)
             ways = [
-                asyncio.ensure_future(self._pass(reader, far)),
-                asyncio.ensure_future(self._pass(far_reader, writer)),
+                asyncio.ensure_future(self._pass(reader, far, to_server=True)),
+                asyncio.ensure_future(self._pass(far_reader, writer, to_server=False)),
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -166,7 +168,7 @@ class Link:
                     self._transports.discard(each.transport)
             self._tasks.discard(task)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_server: bool) -> None:
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(WINDOW)
 
         async def take() -> None:
@@ -185,6 +187,8 @@ class Link:
                 if rate := self.rate:
                     await asyncio.sleep(len(data) / rate)
                 await self._flows.wait()
+                there, back = self.carried
+                self.carried = (there + len(data), back) if to_server else (there, back + len(data))
                 writer.write(data)
                 await writer.drain()
         except OSError:

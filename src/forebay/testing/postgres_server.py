@@ -107,6 +107,11 @@ class PostgresServer:
         """Whether the process is there, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """The id of its first process; None where it does not run."""
+        return self._process.pid if self._process is not None and self.running else None
+
     def url(self, database: str = "postgres", *, port: int | None = None, password: str = PASSWORD) -> str:
         """Where a database is; through another port where a link is in between."""
         return f"postgresql://{USER}:{password}@127.0.0.1:{port or self.port}/{database}"
