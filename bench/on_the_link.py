@@ -42,7 +42,7 @@ or the strongest (`s2_best`).
 async def ours(kind: Kind, count: int, packed: bool, folder: Path) -> dict[str, float]:
     """Measure the link of a node of forebay's."""
     kind.check()
-    if packed and packing() is None:
+    if kind is FRAMED and packed and packing() is None:
         raise LeftOutError("zstd is not installed")
     await write_backlog(kind, count, folder)
     server = NatsServer(folder / "nats", sync_interval="2m")

@@ -75,6 +75,7 @@ class LeafPair:
     Args:
         folder: holds all of it.
         sync_interval: of both servers' stores.
+        hub_sync_interval: of the hub's, where it is another.
         atomic: whether the leaf's stream takes atomic batches, so that a backlog is written fast.
         compression: of the link, in the words of the server's configuration; its default if empty.
         port: that the hub listens on for leaves; a free one if None.
@@ -86,6 +87,7 @@ class LeafPair:
         folder: Path,
         sync_interval: str,
         *,
+        hub_sync_interval: str = "",
         atomic: bool = False,
         compression: str = "",
         port: int | None = None,
@@ -94,7 +96,7 @@ class LeafPair:
         listening = port or free_port()
         compressing = f"compression: {compression}, " if compression else ""
         self._edge = _EDGE | ({"allow_atomic": True} if atomic else {})
-        self._hub = NatsServer(folder / "hub", sync_interval=sync_interval)
+        self._hub = NatsServer(folder / "hub", sync_interval=hub_sync_interval or sync_interval)
         self._leaf = NatsServer(folder / "leaf", sync_interval=sync_interval)
         # The block takes the place of the one before it in the file: a domain must be named in it.
         self._hub.extra = (

@@ -9,18 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.contest import Benchmark, Goal, Held, LeftOutError, Measure, Run, hold, order
+from bench.contest import Benchmark, Goal, Held, Measure, Run, hold, order
 from bench.disk import fsync_ms
-from bench.effects import EffectsError, SqliteEffects, check_once
+from bench.effects import SqliteEffects, check_once
 from bench.environments import python_with
+from bench.failures import EffectsError, LeftOutError
+from bench.fleet import Fleet
 from bench.load import run
-from bench.page import BEGIN, END, markdown, publish, reached, table
+from bench.page import BEGIN, END, GOALS_BEGIN, GOALS_END, goals, markdown, publish, reached, read_limits, table
 from bench.peers.http_server import Bytes
 from bench.peers.report import Machine, MarkerError
 from bench.plot import bars, number
+from bench.profiling import Function, summary
 from bench.results_file import Results, load, merged
+from bench.services.metering import Metered
 from bench.spread import Spread, percentile, ratio, spread
-from bench.suite import main
+from bench.stream_reading import numbers_of
+from bench.suite import BENCHMARKS, main
 
 RATE = Measure(name="events", unit="events/s")
 WAIT = Measure(name="p99", unit="ms", more_is_better=False)
@@ -96,14 +101,15 @@ def test_the_check_sees_what_was_lost_doubled_or_never_written() -> None:
 def test_effects_are_counted_before_there_is_a_table(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     effects = SqliteEffects(path)
-    assert effects.count() == 0
+    assert effects.count(1) == 0
     database = sqlite3.connect(path)
     database.execute("create table other (number integer)")
-    assert effects.count() == 0
+    assert effects.count(1) == 0
     database.execute("create table effect (position integer primary key, number integer)")
     database.execute("insert into effect (number) values (7), (7), (8)")
     database.commit()
-    assert effects.count() == 3
+    assert effects.count(1) == 3
+    assert SqliteEffects(path, before=2).count(1) == 1
     assert effects.numbers() == [7, 7, 8]
     effects.close()
     database.close()
@@ -175,12 +181,13 @@ def test_the_table_has_a_row_for_each_column() -> None:
 def test_the_page_is_written_between_its_markers_with_pictures_beside_it(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text("before\n")
-    with pytest.raises(MarkerError, match="bench:begin"):
+    with pytest.raises(MarkerError, match="goals:begin"):
         publish(results(), page)
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text(f"{GOALS_BEGIN}\nold\n{GOALS_END}\nbetween\n{BEGIN}\nold\n{END}\nafter\n")
     publish(results(), page)
     said = page.read_text()
-    assert said.startswith(f"before\n{BEGIN}\n")
+    assert said.startswith(f"{GOALS_BEGIN}\n\n| Goal | ")
+    assert f"{GOALS_END}\nbetween\n{BEGIN}\n" in said
     assert said.endswith(f"{END}\nafter\n")
     assert "old" not in said
     assert "![events](performance/trial-events.svg)" in said
@@ -253,3 +260,112 @@ async def test_an_environment_that_is_there_is_used_as_it_is(tmp_path: Path) -> 
 def test_syncing_takes_time(tmp_path: Path) -> None:
     found = fsync_ms(tmp_path, times=5)
     assert 0 < found.least <= found.median <= found.most
+
+
+def test_the_table_of_goals_says_what_was_reached() -> None:
+    named = Goal(name="a ratio", column="forebay", measure="events", value=5.0, beside="a peer", hint=True)
+    held = Held(
+        name="trial", title="A trial", told="", measures=(RATE, WAIT), values=HELD.values, goals=(named, GOALS[2])
+    )
+    times = "\N{MULTIPLICATION SIGN}"
+    reached_it = f"3.00 (3.00 to 6.00) {times}"
+    assert goals(results(benchmarks=[held])).splitlines() == [
+        "| Goal | Figure | To reach | Reached: median (least to most) | |",
+        "|---|---|---:|---:|---|",
+        f"| a ratio | forebay: events, beside a peer | at least 5.00 {times} (a hint) | {reached_it} | **not reached** |",
+        "| A trial | forebay: p99 | at most 5.00 ms | 5.00 (4.00 to 6.00) ms | reached |",
+    ]
+
+
+def test_a_goal_beside_nothing_is_not_measured() -> None:
+    values = {"forebay": {"events": [3.0]}, "a peer": {"events": [0.0]}}
+    held = Held(name="trial", title="A trial", told="", measures=(RATE,), values=values, goals=GOALS[:1])
+    assert reached(held, GOALS[0]) is None
+    assert "| not measured |" in goals(results(benchmarks=[held]))
+
+
+def test_limits_are_of_goals_that_there_are() -> None:
+    names = {goal.name for made in BENCHMARKS.values() for goal in made(False).goals}
+    assert read_limits().keys() <= names
+
+
+def test_every_goal_is_about_columns_and_measures_that_there_are() -> None:
+    for made in BENCHMARKS.values():
+        for quick in (True, False):
+            benchmark = made(quick)
+            measures = {measure.name for measure in benchmark.measures}
+            for goal in benchmark.goals:
+                assert goal.name
+                assert goal.column in benchmark.columns
+                assert not goal.beside or goal.beside in benchmark.columns
+                assert goal.measure in measures
+
+
+def test_a_profile_adds_up_what_was_seen() -> None:
+    stacks = (
+        "run (asyncio/runners.py);consume (forebay/consumer.py);decode (/x/site-packages/msgspec/json.py) 6\n"
+        "run (asyncio/runners.py);consume (forebay/consumer.py) 1\n"
+        "run (asyncio/runners.py);poll (asyncio/base_events.py) 3\n"
+    )
+    found = summary("consumer", stacks)
+    assert (found.process, found.looks) == ("consumer", 10)
+    assert found.functions[0] == Function("decode (msgspec/json.py)", 0.6, 0.6)
+    assert found.callers[0] == Function("consume (forebay/consumer.py)", 0.1, 0.7)
+    held = Held(name="t", title="T", told="", measures=(RATE,), values={}, profiles={"forebay": [found]})
+    said = markdown(results(benchmarks=[held]))
+    assert "<details><summary>Profile of forebay: the consumer, 10 looks</summary>" in said
+    assert "| `decode (msgspec/json.py)` | 60.0% | 60.0% |" in said
+
+
+async def test_columns_are_run_again_for_their_profiles(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    async def measure(folder: Path) -> dict[str, float]:
+        ran.append(folder.name)
+        return {"events": 1.0}
+
+    benchmark = Benchmark(name="trial", title="A trial", told="", measures=(RATE,), columns={"forebay": measure})
+    held = await hold(benchmark, 1, tmp_path, lambda found: list(found.values))
+    assert ran == ["trial-0-0", "trial-profile-0"]
+    assert held.values == {"forebay": {"events": [1.0]}}
+    assert not any(tmp_path.iterdir())  # noqa: ASYNC240
+
+
+async def test_what_a_task_of_a_column_raises_is_raised_as_itself(tmp_path: Path) -> None:
+    async def fails(_: Path) -> dict[str, float]:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(raises())
+        return {}
+
+    async def raises() -> None:
+        raise EffectsError("one is lost")
+
+    benchmark = Benchmark(name="trial", title="A trial", told="", measures=(RATE,), columns={"forebay": fails})
+    with pytest.raises(EffectsError, match="one is lost"):
+        await hold(benchmark, 1, tmp_path)
+
+
+def test_simulated_nodes_leave_no_gap_in_any_epoch() -> None:
+    fleet = Fleet(2, of_epoch=2)
+    made = fleet.make(6)
+    first, second = fleet.epoch(0), fleet.epoch(0, 1)
+    assert [each.headers["Nats-Msg-Id"] for each in made[::2]] == [f"{first}-1", f"{first}-2", f"{second}-1"]
+    assert [each.headers["forebay-prev"] for each in made[::2]] == ["none", "none", f"{first}-2"]
+    assert [number for each in made for number in numbers_of(each.headers, each.body)] == list(range(6))
+
+
+def test_simulated_nodes_go_on_where_they_were_told_that_they_are() -> None:
+    fleet = Fleet(2)
+    fleet.skip(6)
+    assert [each.headers["Nats-Msg-Id"] for each in fleet.make(2)] == [f"{fleet.epoch(0)}-4", f"{fleet.epoch(1)}-4"]
+    assert fleet.numbers == 8
+
+
+def test_a_frame_of_simulated_nodes_holds_consecutive_events_of_one() -> None:
+    fleet = Fleet(2)
+    made = fleet.frames(8, 2)
+    ids = [each.headers["Nats-Msg-Id"] for each in made]
+    one, other = fleet.epoch(0), fleet.epoch(1)
+    assert ids == [f"{one}-1-2", f"{other}-1-2", f"{one}-3-4", f"{other}-3-4"]
+    assert [number for each in made for number in numbers_of(each.headers, each.body)] == list(range(8))
+    assert {each.subject for each in made} == {f"evt.house-{node}.meter.{Metered.spec.kind}" for node in (0, 1)}
