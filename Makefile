@@ -39,7 +39,7 @@ faults: setup strace
 	$(BIN)/pytest -m campaign tests/faults
 	$(BIN)/python -m tests.simulation -n 100000 -j 2
 
-# Hours, on a machine that does nothing else; ARGS=--quick shows in a minute or two that everything works.
+# Half an hour or more, on a machine that does nothing else; ARGS=--quick shows in a few minutes that everything works.
 bench: setup
 	$(BIN)/python -m bench.suite $(if $(findstring --quick,$(ARGS)),,--publish) $(ARGS)
 

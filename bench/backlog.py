@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
 from bench.failures import LeftOutError
-from bench.program import PATHS
+from bench.program import ENVIRONMENT
 from bench.services.meter.app import meter
-from bench.services.metering import Metered, Sampled, frames_are_there
+from bench.services.metering import Metered, Plain, Sampled, frames_are_there
 from forebay import UnitOfWork
 from forebay.jetstream.connection import Connection, ConnectionConfig
 from forebay.running import RunningService
@@ -26,7 +26,7 @@ MODULE = "bench.services.meter"
 class Kind(msgspec.Struct, frozen=True):
     """What a backlog is of: single messages, or a lane whose events go in frames."""
 
-    event: type[Metered] | type[Sampled]
+    event: type[Metered] | type[Sampled] | type[Plain]
 
     @property
     def stored_subject(self) -> str:
@@ -39,11 +39,11 @@ class Kind(msgspec.Struct, frozen=True):
         Raises:
             LeftOutError: it cannot.
         """
-        if self.event is Sampled and not frames_are_there():
+        if self.event is not Metered and not frames_are_there():
             raise LeftOutError("this forebay has no frames")
 
 
-SINGLE, FRAMED = Kind(Metered), Kind(Sampled)
+SINGLE, FRAMED, UNPACKED = Kind(Metered), Kind(Sampled), Kind(Plain)
 
 
 async def write_backlog(kind: Kind, count: int, folder: Path) -> None:
@@ -67,9 +67,7 @@ async def write_backlog(kind: Kind, count: int, folder: Path) -> None:
 
 
 @asynccontextmanager
-async def relaying(
-    nats: str, folder: Path, environment: Mapping[str, str] | None = None
-) -> AsyncIterator[ServiceProcess]:
+async def relaying(nats: str, folder: Path) -> AsyncIterator[ServiceProcess]:
     """Run the node's process as a user would, connected to a broker or to a link that leads there."""
     project = folder / "project"
     project.mkdir()
@@ -81,7 +79,7 @@ async def relaying(
         data=folder / "data",
         nats=nats,
         options=["--log-level", "warning"],
-        environment={"PYTHONPATH": PATHS, **(environment or {})},
+        environment=ENVIRONMENT,
     )
     process.start()
     try:

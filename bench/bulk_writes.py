@@ -16,7 +16,7 @@ from bench.contest import Benchmark, Goal, Measure
 from bench.effects import check_once
 from bench.failures import EffectsError, LeftOutError
 from bench.profiling import profiled
-from bench.program import PATHS, ROOT
+from bench.program import ENVIRONMENT, ROOT
 from forebay.testing.nats_server import free_port
 from forebay.testing.service_process import ServiceProcess
 
@@ -98,7 +98,7 @@ async def _post(mode: Mode, seconds: float, folder: Path) -> tuple[int, float]:
         data=folder / "data",
         nats=f"nats://127.0.0.1:{free_port()}",
         options=["--log-level", "error"],
-        environment={"PYTHONPATH": PATHS, "FOREBAY_MAX_DATABASE": "8GiB"},
+        environment={**ENVIRONMENT, "FOREBAY_MAX_DATABASE": "8GiB"},
     )
     requests = iter([_request(mode, first) for first in range(0, MOST if seconds > 1 else 5_000, PER_REQUEST)])
     process.start()

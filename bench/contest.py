@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.environments import PROFILER, python_with
 from bench.failures import LeftOutError
 from bench.profiling import Profile, profiles
 
@@ -24,11 +25,12 @@ Run = Callable[[Path], Awaitable[dict[str, float]]]
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured, in the words of the table."""
+    """What is measured, in the words of the table. ``drawn`` has a picture as well."""
 
     name: str
     unit: str
     more_is_better: bool = True
+    drawn: bool = True
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +160,7 @@ async def _profiles(benchmark: Benchmark, folder: Path, columns: Iterable[str]) 
     found = {}
     for at, column in enumerate(columns):
         try:
+            await python_with(PROFILER)  # what is measured does not wait for it
             with profiles() as taken:
                 await _run(benchmark.columns[column], folder / f"{benchmark.name}-profile-{at}")
         except LeftOutError as error:

@@ -13,7 +13,6 @@ from bench.effects import check_once
 from bench.environments import NATS_OUTBOX, SQLOUTBOX, python_with
 from bench.fleet import Fleet, broker, reading
 from bench.peers.leaf_pair import HUB_STREAM, LeafPair
-from bench.profiling import profiled
 from bench.program import Program
 from bench.stream_reading import Look, stored
 from forebay.jetstream.publishing import Outgoing
@@ -43,12 +42,9 @@ async def relayed(kind: Kind, count: int, sync: str, folder: Path) -> dict[str, 
         async with broker(server.url, ["ledger"]):
             pass
         await write_backlog(kind, count, folder)
-        async with (
-            Look(server.url, subject=kind.stored_subject) as look,
-            relaying(server.url, folder) as process,
-            profiled("edge process", process.pid),
-        ):
-            seconds = await look.until(count, lambda: process.log.read_text(errors="replace")[-1000:])
+        async with Look(server.url, subject=kind.stored_subject) as look, relaying(server.url, folder) as process:
+            said = partial(process.log.read_text, errors="replace")
+            seconds = await look.until(count, said, process.pid)
         check_once(await stored(server.url), range(count))
     finally:
         server.kill()

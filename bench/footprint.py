@@ -23,7 +23,7 @@ from bench.contest import Benchmark, Goal, Measure
 from bench.effects import check_once
 from bench.environments import FASTSTREAM_LITESTAR, FOLDER, python_with
 from bench.fleet import Fleet, broker, fill
-from bench.program import PATHS, ROOT, Program
+from bench.program import ROOT, Program
 from bench.resident import folder_mib, memory_mib, running_seconds
 from bench.stream_reading import stored
 from forebay.testing.nats_server import NatsServer, find_binary, free_port
@@ -91,7 +91,7 @@ async def faststream(idle: float, folder: Path) -> dict[str, float]:
     try:
         async with broker(server.url, ["sales"], service="till"):
             pass
-        async with _serving(command, port, "/readyz", {"PYTHONPATH": PATHS}, folder) as (process, started):
+        async with _serving(command, port, "/readyz", {}, folder) as (process, started):
             answered = await _sell(f"http://127.0.0.1:{port}/till/sales")
             found = await _resting(process.pid, idle)
         check_once(await stored(server.url), answered)

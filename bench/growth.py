@@ -15,8 +15,7 @@ from bench.contest import Benchmark, Goal, Measure, Run
 from bench.effects import SqliteEffects, check_once
 from bench.fleet import Fleet, fill
 from bench.nodes import EPOCH, table_bytes
-from bench.profiling import profiled
-from bench.program import PATHS, ROOT
+from bench.program import ENVIRONMENT, ROOT
 from bench.services.metering import Sized
 from forebay.jetstream.publishing import Outgoing
 from forebay.testing.nats_server import NatsServer
@@ -85,7 +84,7 @@ async def _consume(messages: list[Outgoing], before: int, count: int, folder: Pa
         data=folder / "data",
         nats=server.url,
         options=["--log-level", "warning"],
-        environment={"PYTHONPATH": PATHS},
+        environment=ENVIRONMENT,
     )
     effects = SqliteEffects(_path(folder), "archived", before)
 
@@ -95,8 +94,7 @@ async def _consume(messages: list[Outgoing], before: int, count: int, folder: Pa
     try:
         await fill(server.url, ["archive"], messages, service="*")
         core.start()
-        async with profiled("archive", core.pid):
-            seconds, _ = await until_all(effects, count, said, core.pid)
+        seconds, _ = await until_all(effects, count, said, core.pid, "archive")
         core.stop()
         return seconds
     finally:

@@ -18,7 +18,7 @@ from bench.load import PATH
 from bench.peers.leaf_pair import LeafPair
 from bench.peers.pair import Event
 from bench.profiling import profiled
-from bench.program import PATHS, Program
+from bench.program import ENVIRONMENT, Program
 from bench.sightings import Sightings
 from bench.spread import percentile
 from forebay.testing.nats_server import NatsServer
@@ -50,7 +50,7 @@ Write = Callable[[int], Awaitable[bool]]
 
 def measure_of(name: str, rate: int) -> Measure:
     """Return the measure of a percentile at a rate."""
-    return Measure(name=f"{name}, {rate}/s", unit="ms", more_is_better=False)
+    return Measure(name=f"{name}, {rate}/s", unit="ms", more_is_better=False, drawn=rate == 100 and name in SHARES)
 
 
 class Writers:
@@ -96,7 +96,7 @@ async def ours(folder: Path) -> AsyncIterator[tuple[Write, Path]]:
             data=folder / "data",
             nats=server.url,
             options=["--log-level", "error"],
-            environment={"PYTHONPATH": PATHS},
+            environment=ENVIRONMENT,
         )
         for module, node in ((edge, NODE), (core, "core"))
     ]

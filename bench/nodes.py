@@ -18,7 +18,6 @@ from bench.contest import Benchmark, Goal, Measure
 from bench.effects import check_once
 from bench.failures import EffectsError
 from bench.fleet import Fleet, fill
-from bench.profiling import profiled
 from bench.services.metering import Metered
 from forebay.protocol.confirmation import VERSION, Answer, ChainLink, OriginQuestion, Question
 from forebay.testing.nats_server import NatsServer
@@ -51,8 +50,7 @@ async def measure(nodes: int, count: int, questions: int, folder: Path) -> dict[
         await fill(server.url, [CONSUMER], messages)
         process, effects, said = await start_ours(CONSUMER, server.url, folder, "")
         try:
-            async with profiled("consumer", process.pid):
-                seconds, _ = await until_all(effects, count, said, process.pid)
+            seconds, _ = await until_all(effects, count, said, process.pid)
             answers = await _ask(server.url, fleet, nodes, count, questions)
         finally:
             process.kill()

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.atomic_batches import pour
-from bench.backlog import FRAMED, NODE, SINGLE, Kind, cents, relaying, write_backlog
+from bench.backlog import FRAMED, NODE, SINGLE, UNPACKED, Kind, cents, relaying, write_backlog
 from bench.consumption import packing, start_ours, until_all
 from bench.contest import Benchmark, Goal, Measure
 from bench.effects import check_once
@@ -39,10 +39,10 @@ or the strongest (`s2_best`).
 """
 
 
-async def ours(kind: Kind, count: int, packed: bool, folder: Path) -> dict[str, float]:
+async def ours(kind: Kind, count: int, folder: Path) -> dict[str, float]:
     """Measure the link of a node of forebay's."""
     kind.check()
-    if kind is FRAMED and packed and packing() is None:
+    if kind is FRAMED and packing() is None:
         raise LeftOutError("zstd is not installed")
     await write_backlog(kind, count, folder)
     server = NatsServer(folder / "nats", sync_interval="2m")
@@ -55,8 +55,7 @@ async def ours(kind: Kind, count: int, packed: bool, folder: Path) -> dict[str, 
         consumer, effects, said = await start_ours("ledger", server.url, core, "")
         try:
             with Link(server.port) as link:
-                environment = {} if packed else {"FOREBAY_BENCH_UNPACKED": "1"}
-                async with relaying(link.url, folder, environment):
+                async with relaying(link.url, folder):
                     await until_all(effects, count, said, consumer.pid)
                     await until(lambda: _confirmed(folder) >= count, limit=LIMIT, what="the node has been told")
                     found = _bytes(link.carried, (0, 0), count)
@@ -117,9 +116,9 @@ def benchmark(quick: bool) -> Benchmark:
         told=" ".join(_TOLD.split()),
         measures=(BOTH, OUT, BACK),
         columns={
-            "forebay, single messages": partial(ours, SINGLE, count, True),
-            "forebay, in frames": partial(ours, FRAMED, count, False),
-            framed: partial(ours, FRAMED, count, True),
+            "forebay, single messages": partial(ours, SINGLE, count),
+            "forebay, in frames": partial(ours, UNPACKED, count),
+            framed: partial(ours, FRAMED, count),
             "leaf node, uncompressed": partial(leaf, "off", count),
             "leaf node, default": partial(leaf, "", count),
             "leaf node, s2": partial(leaf, "s2_best", count),

@@ -21,6 +21,8 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 GOALS_BEGIN, GOALS_END = "<!-- goals:begin -->", "<!-- goals:end -->"
 LIMITS = Path(__file__).with_name("limits.toml")
+MOST_MEASURES = 5
+"""Measures beside each other in a table."""
 PROFILED = 8
 """Functions of a profile that are shown."""
 
@@ -43,7 +45,7 @@ def publish(results: Results, page: Path) -> None:
         old.unlink()
     for held in results.benchmarks:
         for measure in held.measures:
-            if columns := spreads(held, measure):
+            if measure.drawn and (columns := spreads(held, measure)):
                 picture = bars(f"{held.title}: {measure.name}", measure.unit, columns)
                 (folder / picture_name(held, measure)).write_text(picture, encoding="utf-8")
     page.write_text(text, encoding="utf-8")
@@ -71,7 +73,7 @@ def markdown(results: Results, pictures: str = "") -> str:
             parts += [
                 f"![{measure.name}]({pictures}/{picture_name(held, measure)})"
                 for measure in held.measures
-                if spreads(held, measure)
+                if measure.drawn and spreads(held, measure)
             ]
     return "\n\n".join(parts) + "\n"
 
@@ -113,7 +115,17 @@ def read_limits(path: Path = LIMITS) -> Mapping[str, str]:
 
 
 def table(held: Held) -> str:
-    """Return one benchmark's table: median (least to most) for each column and measure."""
+    """Return one benchmark's table: median (least to most) for each column and measure.
+
+    A column is a row there, unless there are so many measures that nobody could read that.
+    """
+    if len(held.measures) > MOST_MEASURES:
+        lines = [f"| | {' | '.join(held.values)} |", "|---|" + "---:|" * len(held.values)]
+        for each in held.measures:
+            found = [values.get(each.name) for values in held.values.values()]
+            cells = [_cell(spread(values)) if values else "" for values in found]
+            lines.append(f"| {each.name}, {each.unit} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
     head = " | ".join(f"{measure.name}, {measure.unit}" for measure in held.measures)
     lines = [f"| | {head} |", "|---|" + "---:|" * len(held.measures)]
     for column, values in held.values.items():

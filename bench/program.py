@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PATHS = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
 """On PYTHONPATH of what the benchmarks start."""
+ENVIRONMENT = {"PYTHONPATH": PATHS, "PYTHONDONTWRITEBYTECODE": ""}
+"""Of what the benchmarks start: it is compiled once, as what is installed is, whatever is usual on this machine."""
 
 _LAUNCHER = """
 import ctypes, os, signal, sys
@@ -44,7 +46,7 @@ class Program:
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
-                env={**os.environ, "PYTHONPATH": PATHS, **(environment or {})},
+                env={**os.environ, **ENVIRONMENT, **(environment or {})},
                 cwd=folder or log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -15,7 +15,6 @@ from bench.consumption import NODES, RATE, postgres_server, start_ours, until_al
 from bench.contest import Benchmark, Goal, Measure
 from bench.effects import Effects, check_once
 from bench.fleet import Fleet, broker
-from bench.profiling import profiled
 from bench.resident import machine_busy, processor_seconds
 from forebay.identity import PARTITIONS
 from forebay.testing.nats_server import NatsServer
@@ -74,10 +73,10 @@ async def measure(processes: int, count: int, folder: Path) -> dict[str, float]:
         others[BROKER.name] = partial(processor_seconds, server.pid or 0)
         before = {name: used() for name, used in others.items()}
         consumed = _used(pids)
-        async with profiled("one of the consumers", pids[0]), machine_busy() as busy:
+        async with machine_busy() as busy:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
-            seconds, _ = await until_all(effects, count, said, pids[0])
+            seconds, _ = await until_all(effects, count, said, pids[0], "first of the consumers")
         found = {name: (used() - before[name]) / seconds for name, used in others.items()}
         found[CONSUMERS.name] = (_used(pids) - consumed) / seconds
         for member in members:

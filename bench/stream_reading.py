@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import Any
 
 import msgspec
 import nats
 
+from bench.profiling import profiled
 from forebay.identity import parse_message_id
 
 LOOK = 0.01
@@ -68,20 +70,30 @@ class Look:
         found = await self._ask(f"STREAM.INFO.{self._stream}", None)
         return int(found["state"]["messages"]) if "state" in found else 0
 
-    async def until(self, count: int, said: Callable[[], str] = lambda: "") -> float:
-        """Wait for so many events; return the seconds from the last look that found none to the first with all."""
+    async def until(self, count: int, said: Callable[[], str] = str, relay: int | None = None) -> float:
+        """Wait for so many events; return the seconds from the last look that found none to the first with all.
+
+        Args:
+            count: how many.
+            said: tells how the relay does.
+            relay: its process id; it is profiled from its first event on.
+        """
         limit = time.monotonic() + LIMIT
         began, looked = time.perf_counter(), 0.0
         found = 0
-        while found < count:
-            looked = time.perf_counter()
-            found = await self.events()
-            if not found:
-                began = looked
-            if time.monotonic() > limit:
-                raise RuntimeError(f"{found} of {count} events were stored in {LIMIT:g} s: {said()}")
-            await asyncio.sleep(LOOK)
-        return looked - began
+        async with AsyncExitStack() as profiling:
+            while found < count:
+                first = not found
+                looked = time.perf_counter()
+                found = await self.events()
+                if not found:
+                    began = looked
+                elif first:
+                    await profiling.enter_async_context(profiled("edge process", relay))
+                if time.monotonic() > limit:
+                    raise RuntimeError(f"{found} of {count} events were stored in {LIMIT:g} s: {said()[-1000:]}")
+                await asyncio.sleep(LOOK)
+            return looked - began
 
     async def _ask(self, subject: str, body: object) -> dict[str, Any]:
         request = b"" if body is None else msgspec.json.encode(body)

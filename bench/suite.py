@@ -1,6 +1,6 @@
 """The benchmarks: ``make bench``, or ``python -m bench.suite``.
 
-    python -m bench.suite                          # everything, 5 rounds; hours, on a machine that does nothing else
+    python -m bench.suite                          # everything, 5 rounds: 45 minutes on a machine that does nothing else
     python -m bench.suite --only consumption       # one of them, put into the results that there are
     python -m bench.suite --quick                  # everything at sizes that only show that it works
     python -m bench.suite --from bench/results/performance.json   # run nothing, print what was kept
@@ -64,6 +64,7 @@ BENCHMARKS: dict[str, Callable[[bool], Benchmark]] = {
     "sizes": growth.sizes,
 }
 
+PEERS = {"FastStream": "0.7.8", "nats-outbox": "0.1.0", "sqloutbox": "0.6.0"}
 PACKAGES = ("forebay", "litestar", "uvicorn", "nats-py", "psycopg")
 
 
@@ -75,28 +76,49 @@ PROFILES: dict[str, Callable[[Held], Iterable[str]] | None] = {
 
 
 async def measure(
-    names: Sequence[str], rounds: int, quick: bool, folder: Path, most: int = growth.MOST, profile: str = "none"
+    names: Sequence[str],
+    rounds: int,
+    quick: bool,
+    folder: Path,
+    most: int = growth.MOST,
+    profile: str = "none",
+    keep: Callable[[Results], None] = lambda _: None,
 ) -> Results:
-    """Run benchmarks one after the other; ``profile`` is one of ``PROFILES``.
+    """Run benchmarks one after the other.
+
+    Args:
+        names: of ``BENCHMARKS``.
+        rounds: of each.
+        quick: at sizes that only show that they work.
+        folder: an empty one.
+        most: events of the largest archive.
+        profile: one of ``PROFILES``.
+        keep: gets the results after each benchmark: what was measured is not lost if a later one fails.
 
     Raises:
         EffectsError: the check of one failed.
     """
-    found = []
+    found: list[Held] = []
     for name in names:
         print(f"{name}:", file=sys.stderr, flush=True)
         made = growth.archive(quick, most) if name == "archive" else BENCHMARKS[name](quick)
         found.append(await hold(made, rounds, folder, PROFILES[profile]))
         print(f"{name}: {found[-1].seconds:.0f} s", file=sys.stderr, flush=True)
-    return Results(
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        quick=quick,
-        rounds=rounds,
-        machine=machine(folder),
-        fsync_ms=fsync_ms(folder),
-        versions={package: version(package) for package in PACKAGES} | {"FastStream": "0.7.8"},
-        benchmarks=found,
-    )
+        results = Results(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            quick=quick,
+            rounds=rounds,
+            machine=machine(folder),
+            fsync_ms=fsync_ms(folder),
+            versions={package: version(package) for package in PACKAGES} | PEERS,
+            benchmarks=found,
+        )
+        keep(results)
+    return results
+
+
+def _keep(results: Results) -> None:
+    results.save(WORK / "so-far.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             profile = options.profile or ("none" if options.quick else "missed")
             with tempfile.TemporaryDirectory(prefix="run-", dir=WORK) as folder:
                 names = options.only or list(BENCHMARKS)
-                results = asyncio.run(measure(names, rounds, options.quick, Path(folder), options.most, profile))
+                results = asyncio.run(measure(names, rounds, options.quick, Path(folder), options.most, profile, _keep))
             path = options.json or (None if options.quick else RESULTS)
             if path is not None:
                 if options.only and path.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from inspect import signature
+from typing import Any
 
 from forebay import Event, Lane
 
@@ -26,6 +28,14 @@ class Sampled(Event, service="meter", kind="sampled", lane="telemetry", key="met
     cents: int
 
 
+class Plain(Event, service="meter", kind="plain", lane="plain", key="meter"):
+    """One reading of a lane whose frames are never packed."""
+
+    meter: str
+    number: int
+    cents: int
+
+
 class Sized(Event, service="meter", kind="sized"):
     """An event of any size: its number, and as much padding as it takes."""
 
@@ -38,8 +48,10 @@ def frames_are_there() -> bool:
     return "frames" in signature(Lane).parameters
 
 
-def framed(name: str, *, budget: str) -> Lane:
+def framed(name: str, *, budget: str, zstd: bool = True) -> Lane:
     """Return a lane whose events go in frames, where this forebay can do that."""
     if not frames_are_there():
         return Lane(name, budget=budget)
-    return Lane(name, budget=budget, frames=True)  # type: ignore[call-arg]
+    lane: Any = Lane
+    made: Lane = lane(name, budget=budget, frames=import_module("forebay.lanes").Frames(zstd=zstd))
+    return made

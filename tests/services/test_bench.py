@@ -34,7 +34,7 @@ COLUMNS: dict[str, tuple[Run, set[str]]] = {
     "limit": (partial(draining.poured, 1_300, "2m"), {RATE}),
     "leaf that drains": (partial(draining.sourced, 300, "2m"), {RATE}),
     "executemany": (partial(bulk_writes.executemany, 0.1), {RATE}),
-    "link": (partial(on_the_link.ours, backlog.SINGLE, 100, False), {"in all", "to the core", "back"}),
+    "link": (partial(on_the_link.ours, backlog.SINGLE, 100), {"in all", "to the core", "back"}),
     "leaf's link": (partial(on_the_link.leaf, "s2_best", 100), {"in all", "to the core", "back"}),
     "latency": (
         partial(latency.measure, latency.ours, {100: 5}),

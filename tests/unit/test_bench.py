@@ -268,11 +268,11 @@ def test_the_table_of_goals_says_what_was_reached() -> None:
         name="trial", title="A trial", told="", measures=(RATE, WAIT), values=HELD.values, goals=(named, GOALS[2])
     )
     times = "\N{MULTIPLICATION SIGN}"
-    reached_it = f"3.00 (3.00 to 6.00) {times}"
+    found = f"3.00 (3.00 to 6.00) {times} | **not reached**"
     assert goals(results(benchmarks=[held])).splitlines() == [
         "| Goal | Figure | To reach | Reached: median (least to most) | |",
         "|---|---|---:|---:|---|",
-        f"| a ratio | forebay: events, beside a peer | at least 5.00 {times} (a hint) | {reached_it} | **not reached** |",
+        f"| a ratio | forebay: events, beside a peer | at least 5.00 {times} (a hint) | {found} |",
         "| A trial | forebay: p99 | at most 5.00 ms | 5.00 (4.00 to 6.00) ms | reached |",
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.services.metering import EFFECT, Metered, Sampled, Sized
+from bench.services.metering import EFFECT, Metered, Plain, Sampled, Sized
 from forebay import Message, Service, UnitOfWork
 
 ledger = Service("ledger")
@@ -17,6 +17,12 @@ def enter(tx: UnitOfWork, event: Metered, message: Message) -> None:
 @ledger.on(Sampled)
 def enter_sample(tx: UnitOfWork, event: Sampled, message: Message) -> None:
     """Enter one reading that came in a frame, or could have."""
+    tx.execute(EFFECT, node=message.node, number=event.number, cents=event.cents)
+
+
+@ledger.on(Plain)
+def enter_plain(tx: UnitOfWork, event: Plain, message: Message) -> None:
+    """Enter one reading of a frame that is not packed."""
     tx.execute(EFFECT, node=message.node, number=event.number, cents=event.cents)
 
 

@@ -7,7 +7,14 @@ import msgspec
 from bench.services.metering import Metered, framed
 from forebay import Lane, Service, UnitOfWork, UnitStore
 
-meter = Service("meter", lanes=[Lane("ledger", budget="2GiB"), framed("telemetry", budget="2GiB")])
+meter = Service(
+    "meter",
+    lanes=[
+        Lane("ledger", budget="2GiB"),
+        framed("telemetry", budget="2GiB"),
+        framed("plain", budget="2GiB", zstd=False),
+    ],
+)
 
 
 class NewReading(msgspec.Struct, frozen=True):
