@@ -6,6 +6,7 @@ After Kulkarni, Demirbas et al., "Logical Physical Clocks" (2014): 48 bits of mi
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from threading import Lock
@@ -16,6 +17,7 @@ MAX_AHEAD = 5 * 60 * 1000
 """Milliseconds that a remote time may be ahead of the wall before it is not merged (I8)."""
 
 _COUNTER_BITS = 16
+_TICK = re.compile("[0-9a-f]{16}")
 
 
 def wall_milliseconds() -> int:
@@ -76,6 +78,6 @@ def parse_tick(text: str) -> int:
     Raises:
         HeaderError: it is anything else.
     """
-    if len(text) != 16 or not all(c in "0123456789abcdef" for c in text):
+    if not _TICK.fullmatch(text):
         raise HeaderError(f"forebay-hlc {text!r} is not 16 hex digits")
     return int(text, 16)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
 from forebay.clock import format_tick, parse_tick
 from forebay.errors import BodyError, ForgedSourceError, HeaderError
-from forebay.identity import NAME, Place, parse_message_id, parse_place
+from forebay.headers import Headers
+from forebay.identity import NAME, Place, parse_event_id, parse_place
+from forebay.plain import Plain, read_plain
 
 JSON = "application/json"
 GATEWAY = "gateway"
@@ -24,6 +27,11 @@ GATEWAY = "gateway"
 _TO_ENCODE = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
 _ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _ATTRIBUTE = re.compile(r"[a-z0-9]{1,64}")
+KEPT_SUBJECTS, KEPT_SHAPES = 16_384, 1_024
+"""Subjects and previous places, and sets of header names, that are read once while they come again and again: a message
+of a fleet of 10,000 nodes costs what one of a single node does (``bench/growth.py``)."""
+
+_REQUIRED = ("ce-specversion", "ce-source", "ce-type", "ce-id", "ce-time")
 _KNOWN = {"specversion", "id", "source", "type", "time", "datacontenttype", "partitionkey"}
 
 
@@ -74,7 +82,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class Identity(NamedTuple):
     """Who wrote a stored event and where it stands; ``place`` is None for a foreign producer's (I7).
 
-    ``headers`` are the message's, their names in lower case.
+    ``headers`` are the message's, their names in lower case; ``attributes`` are the names of those of its CloudEvents
+    attributes that have no field of their own in ``Message``. ``plain`` is what was read of it already, if anything.
     """
 
     headers: Mapping[str, str]
@@ -86,6 +95,13 @@ class Identity(NamedTuple):
     prev: Place | None = None
     lane: str = ""
     destination: str = ""
+    attributes: tuple[str, ...] = ()
+    plain: Plain | None = None
+
+    @property
+    def caused(self) -> bool:
+        """Whether the event names a cause (B5)."""
+        return self.plain.cause is not None if self.plain else "forebay-cause" in self.headers
 
 
 def percent_encode(value: str) -> str:
@@ -128,6 +144,8 @@ def parse_time(text: str) -> datetime:
         raise HeaderError(f"time {text!r} is not RFC 3339") from None
     if time.tzinfo is None:
         raise HeaderError(f"time {text!r} has no offset from UTC")
+    if time.tzinfo is UTC:
+        return time
     try:
         return time.astimezone(UTC)
     except OverflowError:
@@ -205,7 +223,13 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
     Raises:
         HeaderError: subject, message id or one of the headers that place the event is missing or malformed.
     """
-    lower = {name.lower(): value for name, value in headers.items()}
+    if isinstance(headers, Headers):
+        plain = read_plain(headers.raw)
+        if plain is not None and not subject.startswith("cmd."):
+            return _placed(subject, headers, plain)
+        headers = headers.fields
+    names, attributes = _shape(tuple(headers))
+    lower = dict(zip(names, headers.values(), strict=True))
     if subject.startswith("cmd."):
         destination, kind = command_parts(subject)
         node, service = _sender(lower)
@@ -213,20 +237,25 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
         destination = ""
         node, service, kind = subject_parts(subject)
     text = _required(lower, "nats-msg-id")
-    message_id = parse_message_id(text)
-    if message_id is None and destination:
+    place = parse_event_id(text)
+    if place is None and destination:
         raise HeaderError(f"the command {text!r} has no place: only an outbox sends commands")
-    if message_id is None:
-        return Identity(lower, text, node, service, kind)
-    if message_id.first != message_id.last:
-        raise HeaderError(f"message id {message_id} names a frame, and this body is a single event")
-    lane = _required(lower, "forebay-lane")
-    if not NAME.fullmatch(lane):
-        raise HeaderError(f"forebay-lane {lane!r} is not a name")
-    prev = parse_place(_required(lower, "forebay-prev"))
-    if prev is not None and prev.epoch == message_id.epoch:
+    if place is None:
+        return Identity(lower, text, node, service, kind, attributes=attributes)
+    lane = _lane(_required(lower, "forebay-lane"))
+    prev = _prev(_required(lower, "forebay-prev"))
+    if prev is not None and prev.epoch == place.epoch:
         raise HeaderError("forebay-prev names the message's own epoch")
-    return Identity(lower, str(message_id), node, service, kind, message_id.place, prev, lane, destination)
+    message_id = text if "~" not in text else str(place)
+    return Identity(lower, message_id, node, service, kind, place, prev, lane, destination, attributes)
+
+
+def _placed(subject: str, headers: Headers, plain: Plain) -> Identity:
+    node, service, kind = subject_parts(subject)
+    place, prev = Place(plain.epoch, int(plain.sequence)), _prev(plain.prev)
+    if prev is not None and prev.epoch == plain.epoch:
+        raise HeaderError("forebay-prev names the message's own epoch")
+    return Identity(headers, plain.message_id, node, service, kind, place, prev, plain.lane, plain=plain)
 
 
 def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Message:
@@ -237,44 +266,74 @@ def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Mess
         ForgedSourceError: ``ce-source`` is not the subject's node and service.
         BodyError: the body is empty.
     """
+    if identity.plain is not None:
+        return _decode_plain(identity, identity.plain, body, stored_at)
     headers = identity.headers
-    if _required(headers, "ce-specversion") != "1.0":
-        raise HeaderError(f"ce-specversion {headers['ce-specversion']!r} is not 1.0")
-    source = percent_decode(_required(headers, "ce-source"))
-    if identity.service != GATEWAY and source != f"/{identity.node}/{identity.service}":
-        raise ForgedSourceError(f"ce-source {source!r} is not /{identity.node}/{identity.service}, as the subject says")
-    if not body:
-        raise BodyError("the body is empty")
-    if identity.place is not None:
-        _required(headers, "ce-time")
-    key, tick = headers.get("ce-partitionkey"), headers.get("forebay-hlc")
+    get = headers.get
+    version, source, type_, id_, time = map(get, _REQUIRED)
+    if not (version and source and type_ and id_ and (time or (identity.place is None and time is None))):
+        missing = next(name for name in _REQUIRED if not headers.get(name))
+        raise HeaderError(f"header {missing} is missing")
+    if version != "1.0":
+        raise HeaderError(f"ce-specversion {version!r} is not 1.0")
+    source = percent_decode(source)
+    _check(identity, source, body)
+    key, tick = get("ce-partitionkey"), get("forebay-hlc")
     return Message(
         message_id=identity.message_id,
         node=identity.node,
         service=identity.service,
         kind=identity.kind,
-        id=percent_decode(_required(headers, "ce-id")),
+        id=percent_decode(id_),
         source=source,
-        type=percent_decode(_required(headers, "ce-type")),
-        time=parse_time(percent_decode(headers["ce-time"])) if "ce-time" in headers else stored_at,
+        type=percent_decode(type_),
+        time=parse_time(percent_decode(time)) if time else stored_at,
         key=None if key is None else percent_decode(key),
-        content_type=percent_decode(headers.get("ce-datacontenttype", JSON)),
-        attributes={
-            name[3:]: percent_decode(value)
-            for name, value in headers.items()
-            if name.startswith("ce-") and name[3:] not in _KNOWN and _ATTRIBUTE.fullmatch(name[3:])
-        },
+        content_type=percent_decode(get("ce-datacontenttype", JSON)),
+        attributes={name: percent_decode(headers[f"ce-{name}"]) for name in identity.attributes},
         lane=identity.lane,
         place=identity.place,
         prev=identity.prev,
         hlc=parse_tick(tick) if tick else 0,
-        cause=headers.get("forebay-cause"),
-        traceparent=headers.get("traceparent"),
-        tracestate=headers.get("tracestate"),
+        cause=get("forebay-cause"),
+        traceparent=get("traceparent"),
+        tracestate=get("tracestate"),
         stored_at=stored_at,
         body=body,
         destination=identity.destination,
     )
+
+
+def _decode_plain(identity: Identity, plain: Plain, body: bytes, stored_at: datetime) -> Message:
+    _check(identity, plain.source, body)
+    return Message(
+        message_id=plain.message_id,
+        node=identity.node,
+        service=identity.service,
+        kind=identity.kind,
+        id=plain.id,
+        source=plain.source,
+        type=plain.type,
+        time=parse_time(plain.time),
+        key=plain.key,
+        content_type=plain.content_type,
+        lane=plain.lane,
+        place=identity.place,
+        prev=identity.prev,
+        hlc=int(plain.hlc, 16),
+        cause=plain.cause,
+        traceparent=plain.traceparent,
+        tracestate=plain.tracestate,
+        stored_at=stored_at,
+        body=body,
+    )
+
+
+def _check(identity: Identity, source: str, body: bytes) -> None:
+    if source != f"/{identity.node}/{identity.service}" and identity.service != GATEWAY:
+        raise ForgedSourceError(f"ce-source {source!r} is not /{identity.node}/{identity.service}, as the subject says")
+    if not body:
+        raise BodyError("the body is empty")
 
 
 def command_parts(subject: str) -> tuple[str, str]:
@@ -289,6 +348,7 @@ def command_parts(subject: str) -> tuple[str, str]:
     return f"{tokens[1]}/{tokens[2]}", tokens[3]
 
 
+@lru_cache(KEPT_SUBJECTS)
 def subject_parts(subject: str) -> tuple[str, str, str]:
     """Return node, service and kind of a stored event's subject.
 
@@ -307,6 +367,28 @@ def _sender(headers: Mapping[str, str]) -> tuple[str, str]:
     if len(tokens) != 3 or tokens[0] or not all(NAME.fullmatch(token) for token in tokens[1:]):
         raise HeaderError(f"ce-source {source!r} is not /<node>/<service>")
     return tokens[1], tokens[2]
+
+
+@lru_cache(KEPT_SHAPES)
+def _shape(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a message's header names in lower case, and the attributes among them that ``Message`` has no field for.
+
+    A release writes the same names in the same order each time.
+    """
+    lower = tuple(name.lower() for name in names)
+    attributes = dict.fromkeys(name[3:] for name in lower if name.startswith("ce-"))
+    return lower, tuple(name for name in attributes if name not in _KNOWN and _ATTRIBUTE.fullmatch(name))
+
+
+@lru_cache(KEPT_SHAPES)
+def _lane(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise HeaderError(f"forebay-lane {text!r} is not a name")
+    return text
+
+
+_prev = lru_cache(KEPT_SUBJECTS)(parse_place)
+"""The same for all events of an epoch."""
 
 
 def _required(headers: Mapping[str, str], name: str) -> str:

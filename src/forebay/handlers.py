@@ -46,6 +46,7 @@ class Handlers:
         self.repeated: Callable[..., None] | None = None
         """Sees each event whose id was taken before: ``f(tx, message)``; the archive compares bodies with it."""
         self._readers: dict[type[Event] | type[Command], Reader[Event | Command]] = {}
+        self._known: dict[tuple[str, str, str], tuple[Registration, Reader[Event | Command], int]] = {}
         self._commands: dict[str, dict[int, Registration]] = {}
         self._expired: dict[type[Command], Registration] = {}
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -91,6 +92,7 @@ class Handlers:
             raise ConfigurationError(f"handler {function.__name__} takes {count} parameters", hint=f"take {wanted}")
         versions[spec.version] = Registration(function, event, batch, count == 3)
         self._by_kind[spec.service, spec.kind] = versions
+        self._known.clear()
 
     def add_command(self, service: str, command: type[Command], function: Handler) -> None:
         """Let ``function`` handle one version of one command of ``service``, which is the one that has it done.
@@ -168,6 +170,10 @@ class Handlers:
             return self._decoded(self._nearest(versions, version, message.type), version, message)
         if self._everything:
             return self._everything, None
+        known = self._known.get((message.service, message.kind, message.type))
+        if known is not None:
+            registration, reader, version = known
+            return registration, reader.decode(version, message.body)
         versions = self._by_kind.get((message.service, message.kind))
         if versions is None:
             return None
@@ -175,7 +181,11 @@ class Handlers:
             version = max(versions)
             return self._decoded(versions[version], version, message)
         version = _version_of(message, message.service)
-        return self._decoded(self._nearest(versions, version, message.type), version, message)
+        registration = self._nearest(versions, version, message.type)
+        if registration.event is not None:
+            reader = self._reader(registration.event)
+            self._known[message.service, message.kind, message.type] = registration, reader, version
+        return self._decoded(registration, version, message)
 
     def _decoded(
         self, registration: Registration, version: int, message: Message

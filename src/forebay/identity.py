@@ -96,6 +96,21 @@ def parse_message_id(text: str) -> MessageId | None:
     return MessageId(epoch, int(first), int(last) if last else int(first))
 
 
+def parse_event_id(text: str) -> Place | None:
+    """Read the ``Nats-Msg-Id`` of a message that is one event, as ``parse_message_id`` does.
+
+    Raises:
+        HeaderError: it is malformed, or names a frame.
+    """
+    match = _MESSAGE_ID.fullmatch(text)
+    if match is not None and match[3] is None:
+        return Place(match[1], int(match[2]))
+    message_id = parse_message_id(text)
+    if message_id is None:
+        return None
+    raise HeaderError(f"message id {message_id} names a frame, and this body is a single event")
+
+
 def parse_place(text: str) -> Place | None:
     """Read a ``forebay-prev`` value: a place, or None for ``none``.
 

@@ -86,7 +86,10 @@ class Inbox:
         return origin
 
     def _origin(self, node: str, service: str) -> OriginInbox:
-        return self._origins.setdefault((node, service), OriginInbox({}))
+        found = self._origins.get((node, service))
+        if found is None:
+            found = self._origins[node, service] = OriginInbox({})
+        return found
 
     def _read(self, origin: OriginInbox, sql: str, **params: str) -> None:
         for row in self._tx.execute(sql, **params):

@@ -115,7 +115,8 @@ class Intake:
             case Verdict.APPLY:
                 self._apply(identity, delivery)
                 origin.settle(place)
-                self.drain(origin_of(identity), origin, delivery.partition)
+                if origin.due() is not None:
+                    self.drain(origin_of(identity), origin, delivery.partition)
             case Verdict.DUPLICATE:
                 self._repeated(identity, delivery)
             case Verdict.HOLD:
@@ -247,7 +248,7 @@ class Intake:
 
     def _is_abandoned(self, identity: Identity) -> bool:
         """Whether a restore of its emitter left this event behind (B5); only what has a cause is emitted again."""
-        if identity.place is None or "forebay-cause" not in identity.headers:
+        if identity.place is None or not identity.caused:
             return False
         known = self.inbox.of(identity, identity.place)
         if all(state.abandoned_after is None for state in known.epochs.values()):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.envelope import (
+    JSON,
     Message,
     decode_message,
     encode_headers,
@@ -19,7 +21,9 @@ from forebay.envelope import (
     percent_encode,
 )
 from forebay.errors import MessageError
+from forebay.headers import Headers
 from forebay.identity import Place
+from forebay.plain import read_plain
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 EPOCHS = st.integers(0, 2**128 - 1).map("{:032x}".format)
@@ -32,6 +36,7 @@ TIMES = st.datetimes(
     max_value=datetime(9999, 12, 30),
     timezones=st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes))),
 )
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NAMED = {"specversion", "id", "source", "type", "time", "datacontenttype", "partitionkey"}
 ATTRIBUTES = st.dictionaries(
     st.from_regex(r"[a-z0-9]{1,20}", fullmatch=True).filter(lambda name: name not in NAMED), ANY_TEXT, max_size=4
@@ -139,3 +144,52 @@ def test_no_stored_message_whatever_it_holds_fails_otherwise_than_as_one_to_park
 def test_a_naive_time_is_refused() -> None:
     with pytest.raises(MessageError):
         parse_time("2026-03-01T12:00:00")
+
+
+def wire(headers: dict[str, str]) -> Headers:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return Headers(f"NATS/1.0\r\n{lines}\r\n".encode())
+
+
+def outcome(subject: str, headers: Mapping[str, str], body: bytes) -> Message | str:
+    try:
+        return decode_message(identify(subject, headers), body, AT)
+    except MessageError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+ADDED = [
+    {},
+    {"Nats-Expected-Stream": "EVENTS"},
+    {"Nats-Expected-Stream": "EVENTS", "Nats-Batch-Id": "0a", "Nats-Batch-Sequence": "12", "Nats-Batch-Commit": "1"},
+    {"ce-id": "another"},
+    {"Ce-Source": "/somebody/else"},
+    {"Nats-Msg-Id": "b" * 32 + "-9"},
+]
+
+
+@given(messages(), st.sampled_from(ADDED), st.sampled_from(["", "~0123456789ab"]))
+def test_what_is_read_in_one_go_is_what_is_read_name_by_name(
+    message: Message, added: dict[str, str], suffix: str
+) -> None:
+    headers = {**encode_headers(message), "Nats-Msg-Id": f"{message.message_id}{suffix}", **added}
+    subject = event_subject(message.node, message.service, message.kind).replace("evt.", "evt.3.", 1)
+    assert outcome(subject, wire(headers), message.body) == outcome(subject, headers, message.body)
+
+
+@given(messages())
+def test_what_a_relay_writes_of_a_plain_event_is_read_in_one_go(message: Message) -> None:
+    plain = msgspec.structs.replace(
+        message, id=message.message_id, source="/node/service", type="s.k.v1", content_type=JSON, attributes={}, key="k"
+    )
+    published = {"Nats-Expected-Stream": "EVENTS", "Nats-Batch-Id": "0a", "Nats-Batch-Sequence": "1"}
+    read = read_plain(wire({**encode_headers(plain), **published}).raw)
+    assert read is not None
+    assert (read.message_id, read.cause, read.tracestate) == (plain.message_id, plain.cause, plain.tracestate)
+
+
+@given(st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from(VALUES) | TOKENS)))
+def test_headers_in_any_mixture_are_read_alike_both_ways(pairs: list[tuple[str, str]]) -> None:
+    raw = "".join(f"{name}: {value}\r\n" for name, value in pairs)
+    headers = Headers(f"NATS/1.0\r\n{raw}\r\n".encode())
+    assert outcome("evt.0.n.s.k", headers, b"1") == outcome("evt.0.n.s.k", dict(headers), b"1")

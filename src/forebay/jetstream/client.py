@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 
 from forebay.jetstream.outage import OutageConfig
+from forebay.jetstream.parser import MessageParser, Receive
 
 
 class ConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,11 +39,30 @@ class ConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BrokerClient(Client):
-    """nats-py's client, which by itself learns from the broker's first INFO alone how large a message may be.
+    """nats-py's client, with two changes.
 
-    That one says what the server takes. What a user's account takes stands in a second one, which comes after the
-    login (seen with nats-server 2.15 and users of JWTs).
+    By itself it learns from the broker's first INFO alone how large a message may be. That one says what the server
+    takes. What a user's account takes stands in a second one, which comes after the login (seen with nats-server 2.15
+    and users of JWTs). And messages go straight from the parser to plain functions, see ``listen``.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = self._parser = MessageParser(self)
+
+    async def listen(self, subject: str, receive: Receive) -> Subscription:
+        """Call ``receive`` on the event loop for each message of a subject, in order, until it is unsubscribed.
+
+        Raises:
+            nats.errors.Error, OSError: the client is dying.
+        """
+        number = self._sid + 1  # what `subscribe` takes, before it lets anything else run
+        self._parser.listeners[number] = receive
+        return await self.subscribe(subject)
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._parser.listeners.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         await super()._process_info(info, initial_connection)

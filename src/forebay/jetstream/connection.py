@@ -14,7 +14,6 @@ import anyio
 import anyio.abc
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from forebay.errors import LinkError, PublishRefusedError
@@ -56,7 +55,7 @@ class Subscription:
         self.subject = subject
         self._connection = connection
         self._callback = callback
-        self._client: Client | None = None
+        self._client: BrokerClient | None = None
         self._bound: NatsSubscription | None = None
         self._closed = False
 
@@ -68,13 +67,13 @@ class Subscription:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._bound.unsubscribe()
 
-    async def _bind(self, client: Client) -> None:
+    async def _bind(self, client: BrokerClient) -> None:
         self._client = client
-        self._bound = await client.subscribe(self.subject, cb=self._receive, pending_bytes_limit=0)
+        self._bound = await client.listen(self.subject, self._receive)
 
-    async def _receive(self, message: Msg) -> None:
+    def _receive(self, message: Incoming) -> None:
         if not self._closed:
-            self._callback(Incoming(message.subject, message.reply, message.headers or {}, message.data))
+            self._callback(message)
 
 
 class Connection:

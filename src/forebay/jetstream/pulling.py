@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import anyio
@@ -46,7 +46,7 @@ class Delivery(NamedTuple):
     """
 
     subject: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
     stream_sequence: int
     consumer_sequence: int

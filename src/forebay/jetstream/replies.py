@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from forebay.errors import LinkError, NotPermittedError
@@ -15,7 +15,7 @@ class Incoming(NamedTuple):
 
     subject: str
     reply: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
 
     @property

@@ -201,7 +201,7 @@ class OriginInbox:
     def due(self) -> Step | None:
         """Return what may be passed now, or None; pass it before asking again."""
         for epoch, state in self.epochs.items():
-            if (state.passed.ranges or state.decided) and self._reached(state.prev):
+            if (state.passed.ranges or state.dropped or state.withheld) and self._reached(state.prev):
                 following = state.passed.watermark + 1
                 if state.passed.next_is_held:
                     return Step(Due.HELD, epoch, following, following)
