@@ -15,12 +15,13 @@ from typing import NamedTuple
 import msgspec
 
 from forebay.clock import format_tick, parse_tick
-from forebay.errors import BodyError, ForgedSourceError, HeaderError
+from forebay.errors import BodyError, ForgedSourceError, FrameFoundError, HeaderError
 from forebay.headers import Headers
 from forebay.identity import NAME, Place, parse_event_id, parse_place
 from forebay.plain import Plain, read_plain
 
 JSON = "application/json"
+BATCH = "application/cloudevents-batch+json"
 GATEWAY = "gateway"
 """The service whose clients bring sources and ids of their own."""
 
@@ -102,6 +103,11 @@ class Identity(NamedTuple):
     def caused(self) -> bool:
         """Whether the event names a cause (B5)."""
         return self.plain.cause is not None if self.plain else "forebay-cause" in self.headers
+
+
+def is_batch(content_type: str) -> bool:
+    """Whether a ``Content-Type`` says that a message is a frame, of one or more events."""
+    return content_type.partition(";")[0].strip().lower() == BATCH
 
 
 def percent_encode(value: str) -> str:
@@ -222,6 +228,7 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
 
     Raises:
         HeaderError: subject, message id or one of the headers that place the event is missing or malformed.
+        FrameFoundError: it is a frame, of which only its own events say more.
     """
     if isinstance(headers, Headers):
         plain = read_plain(headers.raw)
@@ -238,6 +245,8 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
         node, service, kind = subject_parts(subject)
     text = _required(lower, "nats-msg-id")
     place = parse_event_id(text)
+    if is_batch(lower.get("content-type", "")):
+        raise FrameFoundError(f"the message {text!r} is a frame")
     if place is None and destination:
         raise HeaderError(f"the command {text!r} has no place: only an outbox sends commands")
     if place is None:

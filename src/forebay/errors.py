@@ -5,6 +5,7 @@
     │   └── TopologyError           a stream or a durable is not as the services rely on
     ├── MessageError                a message cannot be read; retrying does not help
     │   ├── HeaderError             an envelope header is missing or malformed
+    │   │   └── FrameFoundError     it is no single event, but a frame of several
     │   ├── BodyError               the body is not what the type says
     │   ├── UnknownVersionError     a type that is handled here, in a version that is not
     │   └── ForgedSourceError       the envelope says another source than the subject
@@ -68,6 +69,10 @@ class HeaderError(MessageError):
     """An envelope header is missing or malformed."""
 
     reason = "malformed-header"
+
+
+class FrameFoundError(HeaderError):
+    """A message that was read as one event is a frame of several."""
 
 
 class BodyError(MessageError):

@@ -21,11 +21,10 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from forebay.clock import parse_tick
-from forebay.envelope import GATEWAY, JSON, Message, format_time, subject_parts
+from forebay.envelope import BATCH, GATEWAY, JSON, Message, format_time, is_batch, subject_parts
 from forebay.errors import BodyError, ForgedSourceError, HeaderError, MessageError
 from forebay.identity import NAME, MessageId, Place, parse_message_id, parse_place
 
-BATCH = "application/cloudevents-batch+json"
 ZSTD = "zstd"
 
 MAX_EVENTS = 10_000
@@ -255,12 +254,13 @@ def encode_frame(messages: Sequence[Message], *, packed: bool = False) -> tuple[
 
 def is_frame(headers: Mapping[str, str]) -> bool:
     """Whether a message is a frame: its ``Content-Type`` says so."""
-    content_type = headers.get("Content-Type") or headers.get("content-type") or ""
-    return content_type.partition(";")[0].strip().lower() == BATCH
+    return is_batch(headers.get("Content-Type") or headers.get("content-type") or "")
 
 
 def identify_frame(subject: str, headers: Mapping[str, str]) -> FrameIdentity:
     """Read who wrote a stored frame and where its events stand, from subject and headers alone.
+
+    No relay writes a frame of one event, but what is parked of a frame is kept as one.
 
     Raises:
         HeaderError: subject, message id or one of the headers that place the events is missing or malformed, or the
@@ -268,9 +268,11 @@ def identify_frame(subject: str, headers: Mapping[str, str]) -> FrameIdentity:
     """
     lower = {name.lower(): value for name, value in headers.items()}
     node, service, kind = subject_parts(subject)
+    if not is_batch(content_type := lower.get("content-type", "")):
+        raise HeaderError(f"a message id of several events, and the content-type {content_type!r} is not {BATCH}")
     text = lower.get("nats-msg-id") or ""
     message_id = parse_message_id(text)
-    if message_id is None or message_id.first == message_id.last:
+    if message_id is None:
         raise HeaderError(f"the frame's message id {text!r} is not <epoch>-<first>-<last>")
     if message_id.last - message_id.first >= MAX_EVENTS:
         raise HeaderError(f"the frame {message_id} has more than {MAX_EVENTS} events")

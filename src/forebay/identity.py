@@ -8,7 +8,7 @@ import secrets
 import time
 from typing import NamedTuple
 
-from forebay.errors import ConfigurationError, HeaderError
+from forebay.errors import ConfigurationError, FrameFoundError, HeaderError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 PARTITIONS = 8
@@ -100,7 +100,8 @@ def parse_event_id(text: str) -> Place | None:
     """Read the ``Nats-Msg-Id`` of a message that is one event, as ``parse_message_id`` does.
 
     Raises:
-        HeaderError: it is malformed, or names a frame.
+        HeaderError: it is malformed.
+        FrameFoundError: it names a frame.
     """
     match = _MESSAGE_ID.fullmatch(text)
     if match is not None and match[3] is None:
@@ -108,7 +109,7 @@ def parse_event_id(text: str) -> Place | None:
     message_id = parse_message_id(text)
     if message_id is None:
         return None
-    raise HeaderError(f"message id {message_id} names a frame, and this body is a single event")
+    raise FrameFoundError(f"message id {message_id} names a frame, and this body is a single event")
 
 
 def parse_place(text: str) -> Place | None:

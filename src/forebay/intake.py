@@ -16,15 +16,25 @@ from forebay.command import Command
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
 from forebay.envelope import Identity, Message, decode_message, identify
-from forebay.errors import ForebayError, ForgedSourceError, HeaderError, MessageError, StoreError
+from forebay.errors import (
+    ForebayError,
+    ForgedSourceError,
+    FrameFoundError,
+    HeaderError,
+    MessageError,
+    StoreError,
+)
 from forebay.event import Event
 from forebay.expiring import expiry_of, record_expired
+from forebay.frame import FrameIdentity, decode_frame, identify_frame
 from forebay.gaps import record_gap
 from forebay.handlers import Handlers, Registration
 from forebay.identity import Origin, Place
 from forebay.inbox import Inbox
 from forebay.parking import ABANDONED, BEHIND, FOREIGN_LANE, HANDLER, LATE, Parked, Parking, origin_of
 from forebay.protocol.inbox import Due, OriginInbox, Step, Verdict
+from forebay.unframing import Event as FrameEvent
+from forebay.unframing import alone, identity_of, read_alone
 from forebay.unit_of_work import UnitOfWork
 
 _POSITION = """
@@ -101,24 +111,85 @@ class Intake:
         self._index = index
         try:
             identity = identify(delivery.subject, delivery.headers)
+        except FrameFoundError:
+            identity = None
         except HeaderError as error:
-            return self._park(delivery, None, error.reason, str(error), alone=True)
+            self._park(delivery, None, error.reason, str(error), alone=True)
+            return
+        if identity is None:
+            self._take_frame(delivery)
+        else:
+            self._take_event(identity, delivery)
+
+    def _take_frame(self, delivery: Delivery) -> None:
+        """Take a frame: as a whole where it stands next to the watermark, else event by event."""
+        try:
+            frame = identify_frame(delivery.subject, delivery.headers)
+            first = Place(frame.epoch, frame.first)
+            known = self.inbox.of(frame, first)
+            if self._handlers.repeated is None and known.repeats(first, frame.last, frame.lane):
+                self.taken.duplicates += frame.last - frame.first + 1
+                return
+            events = decode_frame(frame, delivery.body, delivery.time)
+        except MessageError as error:
+            self._park_frame(delivery, error)
+            return
+        if not known.follows(first, frame.last, frame.prev, frame.lane):
+            for event in events:
+                self._take_event(identity_of(frame, event), alone(frame, event, delivery), event)
+            return
+        # Where it is not known which events are at fault (a COMMIT does not say), each is tried by itself, from there.
+        suspect = self._failing.get(frame.message_id)
+        for event in events:
+            if suspect is None and isinstance(event, Message) and event.cause is None and self.parking.empty:
+                self._apply_event(frame, event, delivery)
+            else:
+                self._apply(identity_of(frame, event), alone(frame, event, delivery), event, suspect)
+        known.settle_frame(first, frame.last)
+        if known.due() is not None:
+            self.drain(Origin(frame.node, frame.service, frame.lane), known, delivery.partition)
+
+    def _park_frame(self, delivery: Delivery, error: MessageError) -> None:
+        """Keep a frame that cannot be read: its origin waits behind it, as its places are not passed (F1)."""
+        # The node sends again what was not passed, under another suffix each time: one copy is enough.
+        headers = dict(delivery.headers)
+        for name in [name for name in headers if name.lower() == "nats-msg-id"]:
+            headers[name] = headers[name].partition("~")[0]
+        self._park(delivery._replace(headers=headers), None, error.reason, str(error), alone=True)
+
+    def _apply_event(self, frame: FrameIdentity, event: Message, delivery: Delivery) -> None:
+        """Make the effect of an event of a frame, with nothing in its way."""
+        try:
+            found = self._handlers.find(event)
+        except MessageError as error:
+            self._park(alone(frame, event, delivery), identity_of(frame, event), error.reason, str(error))
+            return
+        if found is None:
+            self.taken.skipped += 1
+        elif event.message_id in self._failing:
+            failed = self._failing[event.message_id]
+            self._park(alone(frame, event, delivery), identity_of(frame, event), HANDLER, failed)
+        else:
+            self._handle(*found, event)
+
+    def _take_event(self, identity: Identity, delivery: Delivery, event: FrameEvent | None = None) -> None:
+        """Take one event; ``event`` is what was read of it already, where it came in a frame."""
         place = identity.place
         if place is None:
             if self.inbox.seen_foreign(identity, delivery):
                 self.taken.duplicates += 1
             else:
                 self._apply(identity, delivery)
-            return None
+            return
         origin = self.inbox.of(identity, place)
         match origin.judge(place, identity.prev, identity.lane):
             case Verdict.APPLY:
-                self._apply(identity, delivery)
+                self._apply(identity, delivery, event)
                 origin.settle(place)
                 if origin.due() is not None:
                     self.drain(origin_of(identity), origin, delivery.partition)
             case Verdict.DUPLICATE:
-                self._repeated(identity, delivery)
+                self._repeated(identity, delivery, event)
             case Verdict.HOLD:
                 self.inbox.hold(identity, place, delivery)
                 self.taken.held += 1
@@ -133,7 +204,6 @@ class Intake:
                 origin.found(place)
                 self.parking.fill(origin_of(identity), place, delivery)
                 self.taken.filled += 1
-        return None
 
     def drain(self, origin: Origin, known: OriginInbox, partition: int) -> None:
         """Pass what is due now: held events take effect, dropped places are missing, withheld ones are parked."""
@@ -141,7 +211,8 @@ class Intake:
             place = Place(step.epoch, step.first)
             if step.due is Due.HELD:
                 released = self.inbox.release(origin, place, partition)
-                self._apply(identify(released.subject, released.headers), released)
+                identity, event = read_alone(released)
+                self._apply(identity, released, event)
                 known.settle(place)
             elif step.due is Due.DROPPED:
                 self.skip(origin, known, step, "drop", "the node's budget pushed it out")
@@ -165,16 +236,26 @@ class Intake:
         """
         if not self.parking.take_due(parked.id):
             return
-        identity = identify(parked.delivery.subject, parked.delivery.headers)
+        try:
+            identity, event = read_alone(parked.delivery)
+        except FrameFoundError:
+            self._retry_frame(parked.delivery)
+            return
         place = identity.place
         if place is not None and place not in self.inbox.of(identity, place):
             self.take(0, parked.delivery)  # its envelope could not be read before: its origin waits for it
             return
-        message = decode_message(identity, parked.delivery.body, parked.delivery.time)
+        message = _read(identity, parked.delivery, event)
         self._check_sender(identity)
         found = self._handlers.find(message)
         if found is not None and self._is_first(identity, message):
             self._make(*found, message, expiry_of(message))
+
+    def _retry_frame(self, delivery: Delivery) -> None:
+        """Take a frame that could not be read as a whole; those of its events that came again since are known."""
+        frame = identify_frame(delivery.subject, delivery.headers)
+        decode_frame(frame, delivery.body, delivery.time)  # it stays as it is where that still fails
+        self.take(0, delivery)
 
     def replay(self, index: int, delivery: Delivery) -> None:
         """Make the effect of an event that is known to have had one, for tables that are built anew (F3).
@@ -203,24 +284,28 @@ class Intake:
         self.inbox.save()
         return self.taken
 
-    def _apply(self, identity: Identity, delivery: Delivery) -> None:
+    def _apply(
+        self, identity: Identity, delivery: Delivery, event: FrameEvent | None = None, suspect: str | None = None
+    ) -> None:
+        """Make an event's effect, unless something is in its way; ``suspect`` says why that is not even tried now."""
         if self._is_abandoned(identity):
             branch = "a restore of its emitter left it behind: it is emitted again"
             return self._park(delivery, identity, ABANDONED, branch, alone=True, on_request=True)
         if self.parking.blocks(identity):
             return self._park(delivery, identity, BEHIND, "an earlier event of its key is parked")
         try:
-            message = decode_message(identity, delivery.body, delivery.time)
+            message = _read(identity, delivery, event)
             self._check_sender(identity)
             found = self._handlers.find(message)
-            expires = expiry_of(message)
+            expires = expiry_of(message) if identity.destination else None
         except MessageError as error:
             return self._park(delivery, identity, error.reason, str(error))
         if found is None:
             self.taken.skipped += 1
             return None
-        if message.message_id in self._failing:
-            return self._park(delivery, identity, HANDLER, self._failing[message.message_id])
+        failed = self._failing.get(message.message_id, suspect)
+        if failed is not None:
+            return self._park(delivery, identity, HANDLER, failed)
         if identity.place is not None and not self._is_first(identity, message):
             self.taken.duplicates += 1
             return None
@@ -306,13 +391,13 @@ class Intake:
             raise HandlerFailedError(self._batch_from, messages[0], alone=alone, cause=error) from error
         reach("consume.applied")
 
-    def _repeated(self, identity: Identity, delivery: Delivery) -> None:
+    def _repeated(self, identity: Identity, delivery: Delivery, event: FrameEvent | None) -> None:
         self.taken.duplicates += 1
         if self._handlers.repeated is None:
             return
         self._run_batch()  # what it is compared with may be among them
         try:
-            message = decode_message(identity, delivery.body, delivery.time)
+            message = _read(identity, delivery, event)
         except MessageError:
             return  # the first copy was parked
         self._handlers.repeated(self._work, message)
@@ -367,6 +452,15 @@ def take_all(
     )
     reach("consume.positioned")
     return taken
+
+
+def _read(identity: Identity, delivery: Delivery, event: FrameEvent | None) -> Message:
+    """Return a delivery's event; what a frame said of it is known already. Raises as ``decode_message``."""
+    if event is None:
+        return decode_message(identity, delivery.body, delivery.time)
+    if isinstance(event, Message):
+        return event
+    raise event.error
 
 
 def one_line(error: Exception) -> str:

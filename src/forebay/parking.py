@@ -86,12 +86,17 @@ class Parking:
         self._any: bool | None = None
         self._blocked: dict[tuple[Origin, str], bool] = {}
 
-    def blocks(self, identity: Identity) -> bool:
-        """Whether an event of the same key waits, so that this later one has to wait behind it."""
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits that others have to wait behind."""
         if self._any is None:
             live = "select 1 from forebay_parked where discarded_at is null and alone = 0 limit 1"
             self._any = bool(self._tx.execute(live))
-        key = key_of(identity) if self._any else None
+        return not self._any
+
+    def blocks(self, identity: Identity) -> bool:
+        """Whether an event of the same key waits, so that this later one has to wait behind it."""
+        key = None if self.empty else key_of(identity)
         if key is None or identity.place is None:
             return False
         origin = origin_of(identity)

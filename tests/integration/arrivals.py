@@ -8,7 +8,8 @@ from typing import Any
 
 import forebay
 from forebay.delivery import Delivery
-from forebay.envelope import Message, encode_headers
+from forebay.envelope import Message, decode_message, encode_headers, identify
+from forebay.frame import encode_frame
 from forebay.handlers import Handlers
 from forebay.identity import Place, partition_of
 from forebay.intake import Taken, take_all
@@ -51,6 +52,14 @@ class Stream:
     ) -> Delivery:
         """Deliver one of our own events; ``headers`` replaces headers, or takes them away with None."""
         return self._encoded(own(Place(epoch, sequence), body, prev=prev, **fields), headers)
+
+    def frame(self, events: Sequence[Delivery], *, packed: bool = False, suffix: str = "") -> Delivery:
+        """Deliver consecutive events, made by ``event``, in one message."""
+        messages = [decode_message(identify(each.subject, each.headers), each.body, each.time) for each in events]
+        headers, body = encode_frame(messages, packed=packed)
+        headers["Nats-Msg-Id"] += suffix
+        first = messages[0]
+        return self.deliver(f"evt.{first.node}.{first.service}.{first.kind}", headers, body)
 
     def foreign(self, message_id: str, body: bytes = SALE, **fields: Any) -> Delivery:
         """Deliver an event of a producer without an outbox."""

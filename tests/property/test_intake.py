@@ -1,6 +1,7 @@
 """The intake over a real schema in memory: whatever the order of arrival, each effect once, each origin in order."""
 
 import sqlite3
+from typing import NamedTuple
 
 import msgspec
 from hypothesis import given, settings
@@ -63,6 +64,13 @@ def _rung_together(tx: UnitOfWork, events: list[RungTogether], messages: list[Me
     tx.executemany("insert into effect (node, at) values (:node, :at)", rows)
 
 
+class Piece(NamedTuple):
+    """What comes in one message: one event, or a frame, and the ids of its events."""
+
+    delivery: Delivery
+    ids: list[str]
+
+
 NODES = ("store-330", "store-1")
 
 
@@ -87,13 +95,36 @@ def logs(draw: st.DrawFn) -> dict[str, list[Delivery]]:
 
 
 @st.composite
-def arrivals(draw: st.DrawFn) -> tuple[dict[str, list[Delivery]], list[list[Delivery]]]:
-    """Return logs and the transactions in which they arrive: in any order, some more than once, all in the end."""
+def cuts(draw: st.DrawFn, stream: Stream, log: list[Delivery]) -> list[Piece]:
+    """Return a node's log in pieces: single events, and frames of consecutive ones that may stand in one."""
+    pieces, at = [], 0
+    while at < len(log):
+        run = 1
+        while at + run < len(log) and _together(log[at], log[at + run]):
+            run += 1
+        size = draw(st.integers(1, run))
+        events = log[at : at + size]
+        delivery = events[0]
+        if size > 1:
+            delivery = stream.frame(events, packed=draw(st.booleans()), suffix=draw(st.sampled_from(["", "~ab"])))
+        pieces.append(Piece(delivery, [_id(each) for each in events]))
+        at += size
+    return pieces
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> tuple[dict[str, list[Delivery]], list[list[Piece]]]:
+    """Return logs and the transactions in which they arrive: in any order, some more than once, all in the end.
+
+    Each event comes alone or in frames, which may be cut in another way when it comes again.
+    """
     found = draw(logs())
-    every = [delivery for log in found.values() for delivery in log]
-    repeated = draw(st.lists(st.sampled_from(every), max_size=8))
+    stream = Stream()
+    every = [piece for log in found.values() for piece in draw(cuts(stream, log))]
+    others = [piece for log in found.values() for piece in draw(cuts(stream, log))]
+    repeated = draw(st.lists(st.sampled_from(every + others), max_size=8))
     order = draw(st.permutations(every + repeated))
-    batches: list[list[Delivery]] = []
+    batches: list[list[Piece]] = []
     while order:
         size = draw(st.integers(1, 6))
         batches.append(list(order[:size]))
@@ -104,7 +135,7 @@ def arrivals(draw: st.DrawFn) -> tuple[dict[str, list[Delivery]], list[list[Deli
 @settings(max_examples=150, deadline=None)
 @given(arrivals(), st.data())
 def test_whatever_the_order_of_arrival_effects_are_made_once_and_in_order(
-    known: tuple[dict[str, list[Delivery]], list[list[Delivery]]], data: st.DataObject
+    known: tuple[dict[str, list[Delivery]], list[list[Piece]]], data: st.DataObject
 ) -> None:
     found, batches = known
     core = Core()
@@ -112,9 +143,9 @@ def test_whatever_the_order_of_arrival_effects_are_made_once_and_in_order(
         arrived: set[str] = set()
         for batch in batches:
             if data.draw(st.booleans(), label="the process dies before COMMIT"):
-                core.take(batch, commit=False)
-            core.take(batch)
-            arrived |= {_id(delivery) for delivery in batch}
+                core.take([piece.delivery for piece in batch], commit=False)
+            core.take([piece.delivery for piece in batch])
+            arrived |= {message_id for piece in batch for message_id in piece.ids}
             for node, log in found.items():
                 # Exactly the prefix of the log that has arrived: nothing out of order, and nothing held needlessly.
                 ready = next(
@@ -131,3 +162,7 @@ def test_whatever_the_order_of_arrival_effects_are_made_once_and_in_order(
 
 def _id(delivery: Delivery) -> str:
     return delivery.headers["Nats-Msg-Id"]
+
+
+def _together(one: Delivery, other: Delivery) -> bool:
+    return (one.subject, _id(one)[:32]) == (other.subject, _id(other)[:32])

@@ -145,6 +145,37 @@ class OriginInbox:
             return Verdict.APPLY
         return Verdict.HOLD
 
+    def follows(self, first: Place, last: int, prev: Place | None, lane: str) -> bool:
+        """Whether a frame's events, ``first`` to ``last``, may all take effect now, one after the other.
+
+        They may if they stand next to the watermark, and nothing is known yet of a place above it. Everything else is
+        ``judge``'s to say, event by event. An epoch not seen before is taken on.
+        """
+        state = self.take_on(first.epoch, lane, prev)
+        return (
+            state.lane == lane
+            and first.sequence == state.passed.watermark + 1
+            and not (state.passed.ranges or state.dropped or state.withheld or state.given_up)
+            and last >= first.sequence
+            and self._reached(state.prev)
+        )
+
+    def repeats(self, first: Place, last: int, lane: str) -> bool:
+        """Whether all of a frame's events took effect before."""
+        state = self.epochs.get(first.epoch)
+        return (
+            state is not None
+            and state.lane == lane
+            and last <= state.passed.watermark
+            and not (state.missing or state.wanted)
+        )
+
+    def settle_frame(self, first: Place, last: int) -> None:
+        """Pass the places of a frame that ``follows``."""
+        state = self.epochs[first.epoch]
+        state.passed.advance_to(last)
+        self._moved(state)
+
     def settle(self, place: Place) -> None:
         """Pass the place next to the watermark.
 
