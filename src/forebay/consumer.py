@@ -41,8 +41,11 @@ from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
 
-BATCH = 500
+BATCH = 1000
 """Deliveries of one transaction."""
+
+BATCH_BYTES = 1024 * 1024
+"""Bytes of their bodies, or one delivery: a transaction of many large frames would hold up all others."""
 
 FOREIGN_KEPT = 7 * 24 * 3600
 """Seconds for which foreign ids are kept at least (I7)."""
@@ -322,12 +325,17 @@ class Consumer:
     def _next_batch(self) -> list[tuple[int, Pulled]]:
         """Take what waits, in order per partition, a fair share of each partition."""
         ready = [partition for partition, buffer in self._buffers.items() if buffer]
-        share = max(1, BATCH // len(ready)) if ready else 0
-        return [
-            (partition, self._buffers[partition].popleft())
-            for partition in ready
-            for _ in range(min(share, len(self._buffers[partition])))
-        ]
+        count, size = (BATCH // len(ready), BATCH_BYTES // len(ready)) if ready else (0, 0)
+        batch: list[tuple[int, Pulled]] = []
+        for partition in ready:
+            buffer, left = self._buffers[partition], size
+            for _ in range(min(count, len(buffer))):
+                pulled = buffer.popleft()
+                batch.append((partition, pulled))
+                left -= len(pulled.body)
+                if left <= 0:
+                    break
+        return batch
 
     async def _commit(self, batch: list[tuple[int, Pulled]]) -> None:
         def committed(first: int, end: int) -> None:

@@ -59,6 +59,7 @@ class EventMeta(msgspec.StructMeta):
         """Create the class; raises ``ConfigurationError`` where a keyword is missing or wrong."""
         struct_options.setdefault("frozen", True)
         struct_options.setdefault("kw_only", True)
+        struct_options.setdefault("gc", False)  # what is frozen has no cycles, and tens of thousands live for a moment
         cls = super().__new__(mcls, name, bases, namespace, **struct_options)
         if not bases or bases == (msgspec.Struct,):
             return cls

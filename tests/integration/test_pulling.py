@@ -6,7 +6,7 @@ import pytest
 from forebay.errors import TopologyError
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher, Stored
-from forebay.jetstream.pulling import Delivery, Pull
+from forebay.jetstream.pulling import FIRST, ROOM, Delivery, Pull
 from forebay.jetstream.streams import api_request, consumer_info
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import connected, create_durable, create_stream, messages, started, until
@@ -104,6 +104,30 @@ async def test_no_more_than_two_batches_are_delivered_ahead_of_the_reader(nats_s
         await until(lambda: len(reader.got) == 130)
         reader.pull.consumed(100)
         await until(lambda: len(reader.got) == 230)
+        await reader.pull.end()
+
+
+async def test_large_messages_are_delivered_ahead_as_far_as_there_is_room(nats_server: NatsServer) -> None:
+    large = ROOM // 20
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        await create_durable(connection)
+        async with Publisher(connection, "EVENTS") as publisher:
+            bodies = [each._replace(body=bytes(large)) for each in messages(1, 100)]
+            assert all(isinstance(each, Stored) for each in await publisher.publish(bodies, atomic=False))
+        reader = Reader(connection, eager=False)
+        await reader.pull.begin(0)
+        await until(lambda: len(reader.got) == FIRST)
+        for at in range(30):
+            reader.pull.consumed(1)
+            await until(lambda at=at: len(reader.got) >= at + 10)  # type: ignore[misc]
+            await connection.flush(2)
+            assert len(reader.got) - at - 1 <= FIRST
+        assert len(reader.got) - 30 <= 20  # what fits into the room
+        reader.eager = True
+        reader.pull.consumed(20)
+        await until(lambda: len(reader.got) == 100)
+        assert reader.sequences == list(range(1, 101))
         await reader.pull.end()
 
 

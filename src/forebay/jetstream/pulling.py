@@ -33,6 +33,13 @@ RETRY_INTERVAL = 1.0
 END_TIMEOUT = 1.0
 """Seconds for the last acknowledgement to leave."""
 
+ROOM = 8 * 1024 * 1024
+"""Bytes that what is requested or delivered and not yet consumed may take, by the size of the last messages; at least
+two messages are asked for: a reader of eight partitions must not fill a small machine with frames of a megabyte."""
+
+FIRST = 64
+"""Messages that are asked for while their size is not known."""
+
 _ACK = b"+ACK"
 _EXPIRED = (404, 408)
 _RETRY = ("exceeded maxwaiting", "batch completed", "message size exceeds", "exceeded maxrequest")
@@ -61,8 +68,9 @@ class Pull:
 
     A callback on a plain subscription and our own requests: several times the rate of nats-py's ``fetch``, which
     also goes on eating messages after it was cancelled. At most ``2 * batch`` messages are requested or delivered
-    and not yet ``consumed``. Consumer sequences start at 1 with each ``begin`` and may not jump: if they do, another
-    reader shares the durable, and its acknowledgements and ours would swallow each other's messages (S6).
+    and not yet ``consumed``, fewer where messages are large (``ROOM``). Consumer sequences start at 1 with each
+    ``begin`` and may not jump: if they do, another reader shares the durable, and its acknowledgements and ours would
+    swallow each other's messages (S6).
     """
 
     def __init__(
@@ -105,6 +113,8 @@ class Pull:
         self._inbox = ""
         self._wake = asyncio.Event()
         self._requested = self._unconsumed = 0
+        self._fitting = FIRST
+        self._mean_size = 0.0
         self._ack_reply = ""
         self._not_before = self._heard = 0.0
         self._last_consumer = self._last_stream = 0
@@ -182,7 +192,7 @@ class Pull:
     def consumed(self, count: int) -> None:
         """Say that ``count`` deliveries of this ``begin`` were processed, so that as many more may come."""
         self._unconsumed = max(0, self._unconsumed - count)
-        if self._room() >= max(1, self._batch // 2):
+        if self._room() >= self._worth_asking:
             self._wake.set()
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -216,8 +226,12 @@ class Pull:
     def _request_subject(self) -> str:
         return f"{self._connection.config.api_prefix}.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}"
 
+    @property
+    def _worth_asking(self) -> int:
+        return max(1, min(self._batch, self._fitting) // 2)
+
     def _room(self) -> int:
-        return 2 * self._batch - self._requested - self._unconsumed
+        return min(2 * self._batch, self._fitting) - self._requested - self._unconsumed
 
     def _close(self) -> None:
         self._open = False
@@ -258,6 +272,11 @@ class Pull:
             return
         self._last_stream = stream_sequence
         self._unconsumed += 1
+        size = len(message.body)
+        self._mean_size += (size - self._mean_size) / 16 if self._mean_size else size
+        self._fitting = max(2, int(ROOM / (self._mean_size + 1)))
+        if not self._requested:
+            self._wake.set()  # now that their size is known, there may be room for more
         try:
             self._deliver(
                 self,
@@ -301,7 +320,7 @@ class Pull:
                 wake.clear()
                 await self._send_acknowledgement()
                 now = loop.time()
-                while now >= self._not_before and self._room() >= max(1, self._batch // 2):
+                while now >= self._not_before and self._room() >= self._worth_asking:
                     await self._ask(min(self._room(), self._batch), now)
                 deadline = self._not_before if now < self._not_before else None
                 if self._requested:
