@@ -15,7 +15,7 @@ from contracts.till import Line, SaleRecorded
 from edge.stock import app as stock_app
 from edge.stock import goods
 from edge.stock.shelf import MOST_KEPT, Shelf
-from forebay import UnitOfWork
+from forebay import Transaction, UnitOfWork
 from forebay.aggregate import load
 from forebay.timers import Timers
 from tests.services.conftest import Serve, Served
@@ -122,7 +122,7 @@ async def test_a_request_of_the_same_name_with_other_contents_is_a_conflict(stoc
 
 
 async def test_a_request_is_known_for_a_month_and_forgotten_after_it(stock: Served) -> None:
-    def age(tx: UnitOfWork, request: str, days: int) -> None:
+    def age(tx: Transaction, request: str, days: int) -> None:
         made_at = int((datetime.now(UTC) - timedelta(days=days)).timestamp())
         tx.execute("update request set made_at = :at where request = :request", at=made_at, request=request)
 
