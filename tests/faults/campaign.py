@@ -20,13 +20,13 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from forebay.crash_points import POINTS
 from forebay.testing.waiting import until
 from tests.faults.backlog import FIRST, METER, write_backlog
 from tests.faults.checker import summary
 from tests.faults.fork_server import ForkServer
 from tests.faults.history import Write
 from tests.faults.nemeses import NEMESES, crash_nemesis
+from tests.faults.nemeses.crash_points import REACHABLE
 from tests.faults.orders import run_orders
 from tests.faults.power import cuts, judge, record
 from tests.faults.scenario import Outcome, Scenario, run
@@ -121,7 +121,7 @@ def items(folder: Path) -> list[Item]:
         [Item(f"fault/{each.name}/{number}", each.name, partial(_fault, each.name)) for each in ready]
         for number in range(RUNS)
     ]
-    groups.append([Item(f"crash/{point}", "crash-points", partial(_crash, point)) for point in POINTS])
+    groups.append([Item(f"crash/{point}", "crash-points", partial(_crash, point)) for point in REACHABLE])
     groups.append([Item(f"soak/{number}", "mixed", _soak) for number in range(SOAKS)])
     groups.append([Item(f"soak/flapping/{number}", "flapping", _flapping) for number in range(FLAPPING)])
     for name in SCRIPTS:

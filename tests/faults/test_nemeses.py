@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from forebay.crash_points import POINTS
 from tests.faults.checker import summary
 from tests.faults.nemeses import NEMESES, TOGETHER, Nemesis, crash_nemesis
+from tests.faults.nemeses.crash_points import AFTER_LOSS, REACHABLE
 from tests.faults.scenario import Scenario, run
 
 CRASHES = 3
@@ -50,5 +50,13 @@ async def test_every_write_takes_effect_once_and_in_order_under_each_of(name: st
 
 async def test_a_process_may_end_at_any_crash_point(seed: int, tmp_path: Path) -> None:
     """The promise, points 1 to 3, whichever statement was the last."""
-    chosen = random.Random(seed).sample(sorted(POINTS), CRASHES)
+    chosen = random.Random(seed).sample(sorted(REACHABLE), CRASHES)
     await _break(f"crash at {chosen}", [crash_nemesis(point) for point in chosen], seed, tmp_path)
+
+
+async def test_a_process_ends_where_it_repairs_and_where_it_holds(seed: int, tmp_path: Path) -> None:
+    """The same where the broker has to lose something first; that they are reached is not left to the dice."""
+    nemeses = [crash_nemesis(point) for point in AFTER_LOSS]
+    outcome = await run(Scenario(name="crash after a loss", nemeses=nemeses, requests=20, nodes=1), seed, tmp_path)
+    assert not outcome.violations, f"seed {seed}: {summary(outcome.violations)}"
+    assert set(outcome.history.crashed) == set(AFTER_LOSS)

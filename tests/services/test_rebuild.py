@@ -18,6 +18,7 @@ from bench.rebuild import CONSUMERS, Fleet, connected, expected, read_model
 from contracts.till import SaleRecorded
 from core.archive.app import archive
 from forebay import Message, Service, UnitOfWork, running
+from forebay.crash_points import POINTS
 from forebay.intent_box import leave_file
 from forebay.intents import RebuildProjection
 from forebay.jetstream.connection import Connection
@@ -36,8 +37,8 @@ SLICE = ROOT / "tests" / "data" / "journey-store-330-week.ndjson.gz"
 NEWER = {"forebay": 10, "sales": 2, "archive": 3}
 """The first migration of each set that the older release did not have."""
 
-CRASHES = ["rebuild.applied", "rebuild.replaced", "rebuild.swapped"]
-"""Before a step's COMMIT, before that of the new rows, and after it."""
+CRASHES = [point for point in POINTS if point.startswith("rebuild.")]
+"""All of a rebuild, in its order; no other test with real processes takes them."""
 
 
 def old_sales() -> Service:

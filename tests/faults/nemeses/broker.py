@@ -14,7 +14,7 @@ from forebay.testing.waiting import until
 from tests.faults.nemeses.nemesis import Nemesis
 from tests.faults.nemeses.processes import anywhere
 from tests.faults.strace import Strace
-from tests.faults.system import System
+from tests.faults.system import CORE, System
 
 PROGRESS = 25
 """Requests between the copy that a broker goes back to and the moment when it does."""
@@ -27,13 +27,53 @@ COPIES = 150
 
 async def roll_back(system: System) -> None:
     """Its store directory goes back to an older copy, as after a power cut with a lazy sync or from a backup."""
-    copy = system.folder / "broker-copy"
     await system.workload.progress(PROGRESS)  # so that the copy holds something: it will be read twice
+    copy = await _copied(system)
+    await system.workload.progress(PROGRESS)
+    await anywhere(system)
+    await _go_back(system, copy)
+
+
+async def lose_unseen(system: System) -> None:
+    """The same, and the core has seen neither what is lost nor what came next; nothing else writes meanwhile."""
+    await system.workload.round(PROGRESS)
+    # A node that was just started asks before it sends, and could send nothing of what is to be lost.
+    await system.arrive({each.number for each in system.workload.writes.values()} - system.lost_with_disk)
+    copy = await _copied(system)
+    system.links[CORE].cut()
+    try:
+        await _store_a_round(system)
+        await _go_back(system, copy)
+        await _store_a_round(system)
+    finally:
+        system.links[CORE].heal()
+
+
+async def _store_a_round(system: System) -> None:
+    """Let the nodes write, and wait until the broker has all of it."""
+    before, written = await _stored(system), len(system.workload.writes)
+    await system.workload.round(PROGRESS)
+    wanted = before + len(system.workload.writes) - written
+
+    async def all_of_it() -> bool:
+        return await _stored(system) >= wanted
+
+    await until(all_of_it, limit=60, every=0.1, what=f"the broker stores a round, {wanted} messages in all")
+
+
+async def _stored(system: System) -> int:
+    return int(json.loads(await system.api("STREAM.INFO.EVENTS"))["state"]["messages"])
+
+
+async def _copied(system: System) -> Path:
+    copy = system.folder / "broker-copy"
     system.broker.kill()
     system.copy_broker_store(copy)
     await system.broker.start()
-    await system.workload.progress(PROGRESS)
-    await anywhere(system)
+    return copy
+
+
+async def _go_back(system: System, copy: Path) -> None:
     system.broker.kill()
     system.replace_broker_store(copy)
     await system.broker.start()
