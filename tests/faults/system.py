@@ -10,7 +10,7 @@ import struct
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +110,7 @@ class System:
         self.clocks: dict[str, float] = {}
         self.freed_early: list[FreedEarly] = []
         self._options = ["--grace", grace]
+        self._begins_previous = begins_previous
         self.disks = {node: SmallDisk(folder / f"disk-{node}") for node in nodes if small_disks}
         self._unfreed: dict[str, set[str]] = {node: set() for node in nodes}
         self._freed: dict[str, set[str]] = {node: set() for node in nodes}
@@ -186,6 +187,7 @@ class System:
         if name != CORE:
             paths.append(str(MOVED_CLOCK))
             own["HARNESS_CLOCK"] = str(self._set_clock(name, 0.0))
+            own["HARNESS_FRAMES"] = "" if self._begins_previous == "core" else "1"  # whose previous release reads none
         return ServiceProcess(
             wanted,
             node=node or name,
@@ -369,23 +371,35 @@ class System:
             every=0.1,
             what=lambda: f"everything takes effect; missing are {missing()}; seed {self.seed}, {self.folder}",
         )
+        await self._come_to({"confirmed"}, self._last_events(), limit)
+
+    async def forwarded(self, limit: float = DRAIN_TIMEOUT) -> None:
+        """Wait until the broker has acknowledged the last event of each node.
+
+        Raises:
+            AssertionError: it did not within the limit.
+        """
+        await self._come_to({"forwarded", "confirmed"}, self._last_events(emitting=False), limit)
+
+    async def _come_to(self, states: Set[str], asks: Sequence[str], limit: float) -> None:
         async with httpx.AsyncClient(timeout=5, trust_env=False) as http:
-            for ask in self._last_events():
+            for ask in asks:
                 await until(
-                    partial(_confirmed, http, ask),
+                    partial(_is_in, http, ask, states),
                     limit=limit,
                     every=0.1,
-                    what=f"{ask} is confirmed; seed {self.seed}, {self.folder}",
+                    what=f"{ask} is {' or '.join(sorted(states))}; seed {self.seed}, {self.folder}",
                 )
 
-    def _last_events(self) -> list[str]:
+    def _last_events(self, *, emitting: bool = True) -> list[str]:
         """Return where to ask for the last event of each epoch of each store."""
         asks = []
         stores = [
             (process.url, self.data_of(process) / "nodes" / process.node / "meter.db")
             for process in self.edges.values()
         ]
-        stores += [(self.core.url, self.database(CORE, name)) for name in EMITTING if name in self.consumers]
+        if emitting:
+            stores += [(self.core.url, self.database(CORE, name)) for name in EMITTING if name in self.consumers]
         for url, store in stores:
             rows = outbox_rows(store)
             last = {row.partition("-")[0]: row for row in rows}
@@ -444,9 +458,9 @@ def _notices_due(system: System) -> set[int]:
     return {number for number in taken if number % NOTICE_EVERY == 0 and writes[number].lane == "ledger"}
 
 
-async def _confirmed(http: httpx.AsyncClient, url: str) -> bool:
+async def _is_in(http: httpx.AsyncClient, url: str, states: Set[str]) -> bool:
     try:
         answer = await http.get(url)
     except httpx.HTTPError:
         return False
-    return answer.status_code == 200 and answer.json()["state"] == "confirmed"
+    return answer.status_code == 200 and answer.json()["state"] in states

@@ -50,19 +50,9 @@ async def lose_unseen(system: System) -> None:
 
 
 async def _store_a_round(system: System) -> None:
-    """Let the nodes write, and wait until the broker has all of it."""
-    before, written = await _stored(system), len(system.workload.writes)
+    """Let the nodes write, and wait until the broker has acknowledged all of it."""
     await system.workload.round(PROGRESS)
-    wanted = before + len(system.workload.writes) - written
-
-    async def all_of_it() -> bool:
-        return await _stored(system) >= wanted
-
-    await until(all_of_it, limit=60, every=0.1, what=f"the broker stores a round, {wanted} messages in all")
-
-
-async def _stored(system: System) -> int:
-    return int(json.loads(await system.api("STREAM.INFO.EVENTS"))["state"]["messages"])
+    await system.forwarded()
 
 
 async def _copied(system: System) -> Path:

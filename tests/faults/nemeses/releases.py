@@ -56,5 +56,5 @@ async def _change_core(system: System, *, previous: bool) -> None:
 
 RELEASES = (
     Nemesis("release-changed", roll_back_and_forward, quiet=True, begins_previous="nodes"),
-    Nemesis("core-release-changed", roll_the_core_back_and_forward, quiet=True, begins_previous="core"),
+    Nemesis("core-release-changed", roll_the_core_back_and_forward, quiet=True, in_soak=False, begins_previous="core"),
 )
