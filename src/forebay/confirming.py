@@ -20,7 +20,7 @@ from forebay.books import Books, keep_books, read_books
 from forebay.crash_points import reach
 from forebay.errors import LinkError, PublishRefusedError, StoreError
 from forebay.followers import Followers
-from forebay.freeing import Freed, Head, free, head, pass_drop, pass_withheld, rows_above, standing
+from forebay.freeing import standing
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
 from forebay.outbox import Outbox
@@ -35,29 +35,17 @@ from forebay.protocol.resending import missed
 from forebay.questions import LISTED, Asked, clock_offset, decode_answer, decode_list, prepare
 from forebay.relay import Relay
 from forebay.sequences import Range, within, without
+from forebay.tail import GRACE, NOBODY, SHED_GRACE, Tail
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
-from forebay.withholding import listed, release
 
 logger = logging.getLogger(__name__)
-
-GRACE = 24 * 3600.0
-"""Seconds for which a confirmed row stays (the grace tail), unless it takes more than ``TAIL_SHARE`` of the budget."""
-
-TAIL_SHARE = 0.2
-"""Share of a lane's budget that confirmed rows may take before they go earlier."""
-
-SHED_GRACE = 10.0
-"""Seconds between the two answers that free what is beyond ``TAIL_SHARE``."""
 
 TIMEOUT = 2.0
 """Seconds for one answer."""
 
 IDLE_INTERVAL = 300.0
 """Seconds between questions while everything is confirmed: they keep the list of consumers and the grace going."""
-
-FREE_LIMIT = 1000
-"""Rows freed in one transaction, so that writers wait for milliseconds only."""
 
 BOOKS_INTERVAL = 60.0
 """Seconds between the books that are written down while events are under way; and once when all are confirmed."""
@@ -68,9 +56,6 @@ Fate = Literal["confirmed", "pending", "missed", "dropped", "withheld"]
 CLOCK_NOISE = 1.0
 """Seconds by which two measurements of the clock's offset may differ without being told at once."""
 
-_NOBODY = Confirmations()
-"""What is known of a consumer that has not answered."""
-
 
 class Confirming:
     """Asks for one service's outbox. Start it with ``run``; ``wake`` it when something was forwarded.
@@ -79,8 +64,6 @@ class Confirming:
         destination: of commands, where it asks for those alone (``destinations``); empty for events.
         clock_offset: seconds that the core's wall clock is ahead of this machine's; None where that is not known.
     """
-
-    destination = ""
 
     def __init__(
         self,
@@ -92,8 +75,8 @@ class Confirming:
         grace: float = GRACE,
         short_of_room: Callable[[], object] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        destination: str = "",
     ) -> None:
-        self._short_of_room = short_of_room
         self._outbox = outbox
         self._store = store
         self._connection = connection
@@ -101,7 +84,8 @@ class Confirming:
         self._grace = grace
         self._clock = clock
         self._wakened = anyio.Event()
-        self._tail_is_long = False
+        self.destination = destination
+        self._tail = Tail(outbox, store, destination, grace, short_of_room)
         self.confirmed_by: ConfirmedBy | None = None
         self.consumers: dict[str, Confirmations] = {}
         self.followers = Followers(outbox, store, self.consumers, clock)
@@ -174,7 +158,7 @@ class Confirming:
             if complete and self._clock_told:
                 backoff.reset()
                 # A second answer frees, a grace after the first; soon where the tail is above its share.
-                pause = SHED_GRACE if self._tail_is_long else min(IDLE_INTERVAL, max(self._grace, 1.0))
+                pause = SHED_GRACE if self._tail.is_long else min(IDLE_INTERVAL, max(self._grace, 1.0))
                 with anyio.move_on_after(pause):
                     await self._wakened.wait()
             else:
@@ -231,36 +215,21 @@ class Confirming:
             return {}
         with anyio.move_on_after(TIMEOUT):
             await self._asked.wait()
-        return await self._store.read(self._confirmed_upto, self.needed)
-
-    def _confirmed_upto(self, tx: Transaction, names: Sequence[str]) -> dict[str, Place]:
-        known = [self.consumers.get(name, _NOBODY) for name in names]
-        found: dict[str, Place] = {}
-        for lane in self._outbox.lanes if known else ():
-            for epoch in standing(tx, lane, self.destination):
-                upto = min(each.watermark(epoch.epoch, epoch.first, epoch.aside) for each in known)
-                if upto:
-                    found[lane] = Place(epoch.epoch, min(upto, epoch.last))
-                if upto < epoch.last:
-                    break
-        return found
+        return await self._store.read(self._tail.confirmed_upto, self._known(self.needed))
 
     async def free(self) -> int:
         """Free every lane's ripe prefix; return how many rows went."""
         await self.followers.load()
-        freed = 0
-        self._tail_is_long = False
-        if not self._list_stands():
-            self._may_shed({})
-            return 0
-        for lane in self._outbox.lanes:
-            while (count := await self._free_some(lane)) is not None:
-                freed += count
-            freed += await self._release(lane)
-        self._may_shed(await self._store.read(self._sheddable))
+        stands = self._list_stands()
+        known = self._known(self._confirmers) if stands else {}
+        freed = await self._tail.free(known)
+        self._may_shed(await self._store.read(self._tail.sheddable, known) if stands else {})
         if freed:
             logger.info("outbox.freed", extra={"service": self._outbox.service, "events": freed})
         return freed
+
+    def _known(self, names: Sequence[str]) -> dict[str, Confirmations]:
+        return {name: self.consumers.get(name, NOBODY) for name in names}
 
     def _list_stands(self) -> bool:
         """Whether every needed consumer's latest answer carries the list that is kept: any other frees nothing (S3)."""
@@ -273,80 +242,9 @@ class Confirming:
             )
         return all(self._listed.get(name) == kept for name in self.needed)
 
-    async def _free_some(self, lane: str) -> int | None:
-        """Let a lane's floor pass its oldest part, or some of it; return the rows that went, None where it stays."""
-        known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
-        to = self.destination
-        oldest = await self._store.read(head, lane, to) if known else None
-        if oldest is None:
-            return None
-        epoch, first, last = oldest.epoch, oldest.first, oldest.last
-        if oldest.what == "drop":
-            upto = min(each.ended(epoch, first, last) for each in known)
-            if upto < first:
-                return None
-            applied = {name: self.consumers[name].applied(epoch, first, upto) for name in self._confirmers}
-            await self._store.write(pass_drop, lane, (first, upto), epoch, applied, to)
-            return 0
-        if oldest.what == "withheld":
-            if not all(each.passed(Place(epoch, first)) for each in known):
-                return None
-            await self._store.write(pass_withheld, lane, Place(epoch, first), to)
-            return 0
-        return await self._free_rows(lane, oldest, known)
-
-    async def _free_rows(self, lane: str, oldest: Head, known: list[Confirmations]) -> int | None:
-        share = self._outbox.lanes[lane].budget_bytes * TAIL_SHARE
-        excess = await self._store.read(rows_above, lane, share, self.destination)
-        hurried = excess > 0 or bool(self._short_of_room())
-        grace = min(SHED_GRACE, self._grace) if hurried else self._grace
-        upto = min(oldest.last, *(each.ripe(oldest.epoch, grace, oldest.first) for each in known))
-        if upto < oldest.first:
-            self._tail_is_long |= hurried
-            return None
-        limit = min(FREE_LIMIT, excess or FREE_LIMIT)
-        freed = await self._store.write(free, lane, oldest.epoch, upto, limit=limit, destination=self.destination)
-        reach("free.done")
-        return self._left(lane, freed) or None
-
-    async def _release(self, lane: str) -> int:
-        """Delete the withheld bodies that the floor has passed and all needed consumers have had for the grace (B2)."""
-        known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
-        aside = await self._store.read(listed, lane, self.destination)
-        ripe = [
-            place
-            for place, passed in aside
-            if known
-            and passed
-            and all(each.ripe(place.epoch, self._grace, place.sequence) >= place.sequence for each in known)
-        ]
-        places = [Place(place.epoch, place.sequence) for place in ripe]
-        return self._left(lane, await self._store.write(release, lane, places, self.destination)) if places else 0
-
-    def _left(self, lane: str, freed: Freed) -> int:
-        self._outbox.drains[lane].left(freed.size)
-        return freed.events
-
-    def _sheddable(self, tx: Transaction) -> dict[str, Place]:
-        """Return per lane what may go at once for want of room.
-
-        A lane that blocks keeps the shorter grace even then; one that drops would otherwise drop unconfirmed events.
-        """
-        known = [self.consumers.get(name, _NOBODY) for name in self._confirmers]
-        upto = self._confirmed_upto(tx, self._confirmers)
-        grace = min(SHED_GRACE, self._grace)
-        for lane in [lane for lane in upto if not self._outbox.lanes[lane].drops]:
-            oldest = head(tx, lane, self.destination)
-            ripe = 0 if oldest is None else min(each.ripe(oldest.epoch, grace, oldest.first) for each in known)
-            if oldest is None or ripe < oldest.first:
-                del upto[lane]
-            else:
-                upto[lane] = Place(oldest.epoch, ripe)
-        return upto
-
     async def books(self) -> list[Books]:
         """Return the books of each lane and needed consumer, as they stand (O3); of "" where none is known yet."""
-        consumers = {name: self.consumers.get(name, _NOBODY) for name in self.listed or [""]}
+        consumers = {name: self.consumers.get(name, NOBODY) for name in self.listed or [""]}
         lanes = await self._store.read(self._lanes)
         return await self._store.read(read_books, lanes, consumers, self._missed, self.destination)
 
@@ -363,14 +261,14 @@ class Confirming:
         wall_zero = time.time() - self._clock()  # the grace runs on a clock that nobody can set
         found = {}
         for name in self.listed:
-            known = self.consumers.get(name, _NOBODY)
+            known = self.consumers.get(name, NOBODY)
             at = known.confirmed_at(place)
             found[name] = (known.confirmed(place), None if at is None else wall_zero + at)
         return found
 
     def fate(self, place: Place, consumer: str, *, dropped: bool) -> Fate:
         """Return what became of an event for a consumer; ``dropped``: it is not here any more, the budget took it."""
-        known = self.consumers.get(consumer, _NOBODY)
+        known = self.consumers.get(consumer, NOBODY)
         if known.confirmed(place):
             return "confirmed"
         if known.wanted(place):
@@ -384,7 +282,7 @@ class Confirming:
         states = self._relay.states(self.destination)
         known = {lane: self._unpassed_in(lane) for lane in states}
         offset = None if self.destination else self.clock_offset  # it is the node's to tell
-        needed = [self.consumers.get(name, _NOBODY) for name in self.needed]
+        needed = [self.consumers.get(name, NOBODY) for name in self.needed]
         return prepare(tx, self._outbox.service, states, known, self._most_listed, offset, self.destination, needed)
 
     async def _encode(self, question: Question) -> bytes:
@@ -419,7 +317,7 @@ class Confirming:
 
     def _all_confirmed(self, tx: Transaction, names: Sequence[str]) -> bool:
         """Whether nothing is under way to these: rows are confirmed, drops and withheld places passed."""
-        known = [self.consumers.get(name, _NOBODY) for name in names]
+        known = [self.consumers.get(name, NOBODY) for name in names]
         epochs = [each for lane in self._outbox.lanes for each in standing(tx, lane, self.destination)]
         return bool(known) and all(
             each.watermark(epoch.epoch, epoch.first, epoch.aside) >= epoch.last for each in known for epoch in epochs

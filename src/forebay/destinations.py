@@ -18,7 +18,7 @@ from anyio.abc import TaskStatus
 from forebay.backoff import Backoff
 from forebay.books import Books
 from forebay.command import parse_destination
-from forebay.confirming import GRACE, SHED_GRACE, TIMEOUT, Confirming
+from forebay.confirming import TIMEOUT, Confirming
 from forebay.dispatching import STREAM, CommandRelay
 from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.identity import Place
@@ -29,6 +29,7 @@ from forebay.jetstream.topology.nodes import durable_of
 from forebay.outbox import Outbox
 from forebay.protocol.confirmation import ConfirmedBy, Question
 from forebay.registry import note_registered
+from forebay.tail import GRACE, SHED_GRACE
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
 
@@ -63,8 +64,16 @@ class DestinationConfirming(Confirming):
         short_of_room: Callable[[], object] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(outbox, store, connection, relay, grace=grace, short_of_room=short_of_room, clock=clock)
-        self.destination = destination
+        super().__init__(
+            outbox,
+            store,
+            connection,
+            relay,
+            grace=grace,
+            short_of_room=short_of_room,
+            clock=clock,
+            destination=destination,
+        )
         self._to = parse_destination(destination)
         self._claimed: str | None = None
         self.due = 0.0
@@ -106,7 +115,7 @@ class DestinationConfirming(Confirming):
         if moved or complete:
             self._answered.reset()
         if complete:
-            self._next(SHED_GRACE if self._tail_is_long else max(self._grace, 1.0))
+            self._next(SHED_GRACE if self._tail.is_long else max(self._grace, 1.0))
         else:
             self._next(self._answered.next())
         return complete and not await self._store.read(self._anything)
@@ -161,7 +170,7 @@ class DestinationConfirming(Confirming):
 
     async def confirmed(self) -> dict[tuple[str, str], Place]:
         """Return per lane and destination the place up to which everything is confirmed, as far as is known."""
-        found = await self._store.read(self._confirmed_upto, self.needed)
+        found = await self._store.read(self._tail.confirmed_upto, self._known(self.needed))
         return {(lane, self.destination): place for lane, place in found.items()}
 
 

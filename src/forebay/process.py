@@ -20,7 +20,6 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from forebay.application import build_application
 from forebay.backup import finish_restore
-from forebay.confirming import GRACE
 from forebay.errors import ConfigurationError
 from forebay.identity import CORE, checked_name
 from forebay.jetstream.connection import Connection, ConnectionConfig
@@ -30,6 +29,7 @@ from forebay.running import RunningService
 from forebay.sd_notify import Notifier
 from forebay.service import check_followed
 from forebay.sqlite import DiskConfig
+from forebay.tail import GRACE
 
 logger = logging.getLogger(__name__)
 

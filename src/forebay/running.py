@@ -13,17 +13,12 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from forebay.answering import Answering
-from forebay.archive_reading import ArchiveAnswering, ArchiveReader
 from forebay.catching_up import CatchingUp
-from forebay.clock_offsets import ClockOffsets
-from forebay.closing import Closing
-from forebay.command import Destination
-from forebay.command_answering import CommandAnswering
+from forebay.commanding import Sending, Taking, sending, taking
 from forebay.confirming import Confirming
 from forebay.consumer import Consumer
 from forebay.destinations import Destinations
-from forebay.dispatching import STREAM, CommandRelay
+from forebay.dispatching import CommandRelay
 from forebay.errors import ConfigurationError, HeaderError
 from forebay.filling import Filling
 from forebay.followed import FollowedLane
@@ -36,14 +31,15 @@ from forebay.intents import Intents
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
 from forebay.link import Link
-from forebay.needs import NeedsAnswering, ask_all
+from forebay.needs import ask_all
 from forebay.opening import ENGINE, open_store
 from forebay.outbox import Outbox
 from forebay.parking import Whose
 from forebay.projection import declare
+from forebay.readiness import notices, problems
+from forebay.reading import Reading, reading, rebuilding
 from forebay.rebuilding import Rebuilding
 from forebay.receiving import CommandConsumer
-from forebay.registry import Registry
 from forebay.relay import Relay
 from forebay.service import Service, check_followed
 from forebay.sqlite import DiskConfig, MigrationSet
@@ -105,7 +101,6 @@ class RunningService:
         self.outbox = Outbox(node, declared.name, declared.lanes, sends=node == core)
         self.relay: Relay | None = None
         self.confirming: Confirming | None = None
-        self.consumer: Consumer | None = None
         self.follower: Follower | None = None
         self.intents: Intents | None = None
         self.timers: Timers | None = None
@@ -117,18 +112,11 @@ class RunningService:
         self._opened: ServiceStore | None = None
         self._store_id = ""
         self._subscriptions: list[Callable[[], None]] = []
-        self.filling: Filling | None = None
-        self._answering: Answering | None = None
-        self._archive: ArchiveAnswering | None = None
-        self._rebuilding: Rebuilding | None = None
-        self._needs: NeedsAnswering | None = None
         self._publisher: Publisher | None = None
-        self._command_publisher: Publisher | None = None
-        self.command_relay: CommandRelay | None = None
-        self.destinations: Destinations | None = None
-        self._registry: Registry | None = None
-        self.commands: CommandConsumer | None = None
-        self._command_answering: CommandAnswering | None = None
+        self._reading: Reading | None = None
+        self._rebuilding: Rebuilding | None = None
+        self._sending: Sending | None = None
+        self._taking: Taking | None = None
 
     @property
     def name(self) -> str:
@@ -141,6 +129,31 @@ class RunningService:
         if self._opened is None:
             raise RuntimeError(f"service {self.name} is not open")
         return UnitStore(self._opened, self.outbox, self._known)
+
+    @property
+    def consumer(self) -> Consumer | None:
+        """What reads the stream's events."""
+        return self._reading.consumer if self._reading is not None else None
+
+    @property
+    def filling(self) -> Filling | None:
+        """What fills a new consumer from the archive."""
+        return self._reading.filling if self._reading is not None else None
+
+    @property
+    def command_relay(self) -> CommandRelay | None:
+        """What sends commands."""
+        return self._sending.relay if self._sending is not None else None
+
+    @property
+    def destinations(self) -> Destinations | None:
+        """What asks where commands went."""
+        return self._sending.destinations if self._sending is not None else None
+
+    @property
+    def commands(self) -> CommandConsumer | None:
+        """What takes commands."""
+        return self._taking.consumer if self._taking is not None else None
 
     async def open(
         self,
@@ -193,52 +206,42 @@ class RunningService:
                 self.outbox, draining, self._connection, self.relay, grace=grace, short_of_room=short_of_room
             )
             self._subscriptions.append(opened.on_commit(self.relay.wake))
-        if self.outbox.lanes and self.outbox.sends:
-            self._send_commands(draining, grace, link, opened)
+            if self.outbox.sends:
+                self._sending = sending(
+                    self.outbox, draining, self._connection, grace=grace, short_of_room=short_of_room, link=link
+                )
+                self._subscriptions.append(opened.on_commit(self._sending.relay.wake))
+        followed = self.declared.following.services
+        whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
         if self.declared.handlers:
-            followed = self.declared.following.services
-            whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
-            partitions = opened.partitions(PARTITIONS)
-            self.consumer = Consumer(
-                self.name,
+            self._reading = reading(
+                self.declared, store, store_id, self._connection, opened.partitions(PARTITIONS), whose
+            )
+            if self.declared.projection is not None:
+                in_use = await opened.reclaiming.write(declare, self.declared.projection)
+                beside = FileBeside(self.path) if self._url is None else postgres_beside()(self._url, self.name)
+                self._rebuilding = rebuilding(
+                    self.declared,
+                    in_use,
+                    self._reading,
+                    store,
+                    beside,
+                    sets,
+                    self._connection,
+                    self.outbox,
+                    self._known,
+                )
+        if self.declared.handlers.takes_commands:
+            self._taking = taking(
+                self.outbox,
                 self.declared.handlers,
                 store,
                 store_id,
                 self._connection,
+                core=self.core,
+                now=self._now,
                 whose=whose,
-                partitions=partitions,
             )
-            archive = ArchiveReader(self._connection, self.name)
-            closing = Closing(self.consumer, self.declared.handlers, store, archive)
-            self.filling = Filling(self.consumer, self.declared.handlers, store, archive)
-            self._needs = NeedsAnswering(self.consumer, self.declared.handlers.services, store, self._connection)
-            offsets = ClockOffsets(store) if self.declared.windows else None
-            self._answering = Answering(self.consumer, closing, store, store_id, self._connection, offsets)
-            if self.declared.archive is not None:
-                self._archive = ArchiveAnswering(
-                    self.consumer, store, self._connection, self.declared.archive, store_id
-                )
-            if self.declared.projection is not None:
-                in_use = await opened.reclaiming.write(declare, self.declared.projection)
-                if in_use.version < in_use.declared:
-                    logger.warning(
-                        "projection.outdated",
-                        extra={"service": self.name, "version": in_use.version, "declared": in_use.declared},
-                    )
-                self._rebuilding = Rebuilding(
-                    self.declared.projection,
-                    self.consumer,
-                    self.declared.handlers,
-                    store,
-                    FileBeside(self.path) if self._url is None else postgres_beside()(self._url, self.name),
-                    sets,
-                    self._connection,
-                    self.outbox,
-                    archive,
-                    self._known,
-                )
-        if self.declared.handlers.takes_commands:
-            self._take_commands(store, store_id)
         if self.declared.timers:
             charged = UnitStore(ChargedStore(opened, charge), self.outbox, self._known)
             catching_up = CatchingUp(self.consumer, store, self._connection) if self.consumer is not None else None
@@ -290,43 +293,6 @@ class RunningService:
             raise RuntimeError(f"service {self.name} is not open")
         return self._opened.on_commit(callback)
 
-    def _send_commands(self, store: UnitStore, grace: float, link: Link | None, opened: ServiceStore) -> None:
-        self._command_publisher = Publisher(self._connection, STREAM)
-        self.destinations = Destinations(
-            self.outbox,
-            store,
-            self._connection,
-            grace=grace,
-            short_of_room=opened.problem if self._url is None else str,
-        )
-        self.command_relay = CommandRelay(
-            self.outbox,
-            store,
-            self._connection,
-            self._command_publisher,
-            link=link,
-            confirmed_to=self.destinations.confirmed_to,
-            on_forwarded_to=self.destinations.forwarded,
-        )
-        self.destinations.attach(self.command_relay)
-        self._registry = Registry(store, self._connection, self.command_relay)
-        self._subscriptions.append(opened.on_commit(self.command_relay.wake))
-
-    def _take_commands(self, store: UnitStore, store_id: str) -> None:
-        if self.outbox.sends:
-            raise ConfigurationError(
-                f"service {self.name!r} of the core handles commands", hint="commands go to other nodes"
-            )
-        handlers, to = self.declared.handlers, Destination(self.outbox.node, self.name)
-        handlers.now, handlers.core = self._now, self.core
-        followed = self.declared.following.services
-        whose = Whose(self.outbox.node, tuple(followed), followed=False) if followed else None
-        self.commands = CommandConsumer(to, handlers, store, store_id, self._connection, whose=whose)
-        closing = Closing(self.commands, handlers, store, None)
-        self._command_answering = CommandAnswering(
-            to, self.core, self.commands, closing, store, store_id, self._connection
-        )
-
     def _now(self) -> datetime:
         """The core's time as far as it is known: a node's clock may be wrong, and commands expire by the core's."""
         offset = self.confirming.clock_offset if self.confirming is not None else None
@@ -335,16 +301,21 @@ class RunningService:
     async def start(self, tasks: TaskGroup) -> None:
         """Start the parts in ``tasks``; returns when each says that it runs."""
         await self._expect_intents()
-        for publisher in (self._publisher, self._command_publisher):
-            if publisher is not None:
-                await publisher.start()
-        reading = (self.consumer, self._answering, self.filling, self._needs, self._archive, self.intents)
-        sending = (self.relay, self.confirming, self.follower, self.destinations, self.command_relay, self._registry)
-        taking = (self.commands, self._command_answering, self._rebuilding, self.timers, *self._workers)
-        for part in reading:
+        for publisher in self._publishers:
+            await publisher.start()
+        reads, sends, takes = self._reading, self._sending, self._taking
+        together: list[Part | None] = [self.intents]
+        if reads is not None:
+            together = [reads.consumer, reads.answering, reads.filling, reads.needs, reads.archive, self.intents]
+        for part in together:
             if part is not None:
                 await tasks.start(part.run)
-        alone: list[Part] = [part for part in (*sending, *taking) if part is not None]
+        single: list[Part | None] = [self.relay, self.confirming, self.follower]
+        if sends is not None:
+            single += [sends.destinations, sends.relay, sends.registry]
+        if takes is not None:
+            single += [takes.consumer, takes.answering]
+        alone = [part for part in (*single, self._rebuilding, self.timers, *self._workers) if part is not None]
         foreign = self._opened.foreign_commits() if self._opened is not None else None
         if self._charge is not None and foreign is not None and alone:
             alone = [InCharge(self.name, self._charge, [*alone, foreign])]
@@ -359,40 +330,26 @@ class RunningService:
         for unsubscribe in self._subscriptions:
             unsubscribe()
         with anyio.CancelScope(shield=True):
-            for publisher in (self._publisher, self._command_publisher):
-                if publisher is not None:
-                    await publisher.stop()
+            for publisher in self._publishers:
+                await publisher.stop()
             if self._opened is not None:
                 await self._opened.close()
         self._lock.release()
 
+    @property
+    def _publishers(self) -> list[Publisher]:
+        commands = self._sending.publisher if self._sending is not None else None
+        return [each for each in (self._publisher, commands) if each is not None]
+
     def problems(self) -> list[str]:
         """Say why this service is not ready: what it does for others stands still. An edge without a link is ready."""
-        found = []
-        if self._opened is not None and (refusal := self._opened.problem()):
-            found.append(f"{self.name}: does not accept writes: {refusal}")
-        if self.consumer is not None:
-            if not self._connection.connected:
-                why = self._connection.last_error
-                found.append(f"{self.name}: does not read: no connection to the broker{f': {why}' if why else ''}")
-            elif self.consumer.problem:
-                found.append(f"{self.name}: does not read: {self.consumer.problem}")
-            elif self.consumer.suspended:
-                found.append(f"{self.name}: {self.consumer.suspended}")
-        return found
+        refusal = self._opened.problem() if self._opened is not None else ""
+        return problems(self.name, refusal, self.consumer, self._connection)
 
     def notices(self) -> list[str]:
         """Say what stands still and hinders no write: a sale is not refused because something behind it is stuck."""
-        found = []
-        if self.follower is not None and (stuck := self.follower.problem or self.follower.suspended):
-            followed = ", ".join(self.declared.following.services)
-            found.append(f"{self.name}: does not follow {followed}: {stuck}")
-        if self.confirming is not None:
-            found += [
-                f"{self.name}: keeps its events for {absent}, which follows it and does not run in this process"
-                for absent in self.confirming.followers.absent
-            ]
-        return found
+        followers = self.confirming.followers if self.confirming is not None else None
+        return notices(self.name, list(self.declared.following.services), self.follower, followers)
 
     async def find(self, message_id: str) -> Whereabouts | None:
         """Tell where one of this service's own events is; None for one that it never wrote."""

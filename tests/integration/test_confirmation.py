@@ -18,7 +18,7 @@ import pytest
 from anyio.abc import TaskStatus
 
 from forebay import Message, Service, UnitOfWork
-from forebay.confirming import SHED_GRACE, Confirming
+from forebay.confirming import Confirming
 from forebay.envelope import format_time
 from forebay.errors import LinkError
 from forebay.identity import Place, parse_message_id, partition_of
@@ -28,6 +28,7 @@ from forebay.jetstream.streams import api_request, stream_state
 from forebay.jetstream.topology.confirmed_by import KEY, parse
 from forebay.protocol.confirmation import ConfirmedBy
 from forebay.running import RunningService
+from forebay.tail import SHED_GRACE
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import (
     NODE,

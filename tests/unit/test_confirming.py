@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from forebay import freeing
-from forebay.confirming import GRACE, SHED_GRACE, Confirming
+from forebay.confirming import Confirming
 from forebay.errors import LinkError
 from forebay.event import Event
 from forebay.forwarding import LaneState
@@ -20,6 +20,7 @@ from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.protocol.confirmation import Answer, ConfirmedBy, EpochAnswer
 from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.tail import GRACE, SHED_GRACE
 from forebay.unit_of_work import UnitStore
 
 
