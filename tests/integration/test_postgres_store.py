@@ -188,6 +188,55 @@ async def test_a_unit_may_catch_a_constraint_error_and_go_on(postgres_server: Po
         assert await store.read(names) == ["a", "b", "c", "z"]
 
 
+async def test_writes_are_sent_together_and_a_unit_in_which_one_fails_is_run_again_one_by_one(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def unit(tx: Transaction, *wanted: str) -> list[str]:
+        seen.append("begun")
+        for name in wanted:
+            put(tx, name)
+            seen.append(name)
+        return names(tx)
+
+    async with opened(postgres_server.create_database(), tmp_path) as store:
+        assert await store.write(unit, "a", "b", "c") == ["a", "b", "c"]
+        assert seen == ["begun", "a", "b", "c"], "it is run once"
+        seen.clear()
+        with pytest.raises(ConstraintError):
+            await store.write(unit, "d", "a", "e")
+        assert seen[-2:] == ["begun", "d"], "the last time it fails at the statement that is to blame"
+        assert await store.read(names) == ["a", "b", "c"]
+        results = await asyncio.gather(
+            *(store.write(unit, name, name.upper()) for name in ("x", "a", "y")), return_exceptions=True
+        )
+        assert [isinstance(each, ConstraintError) for each in results] == [False, True, False]
+        assert sorted(await store.read(names)) == sorted(["a", "b", "c", "x", "X", "y", "Y"])
+
+
+async def test_a_session_that_is_lost_among_writes_that_nobody_waited_for_fails_the_unit(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    def unit(tx: Transaction) -> None:
+        put(tx, "a")
+        postgres_server.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'forebay till writer%'"
+        )
+        for number in range(1000):
+            put(tx, f"b{number}")
+
+    async with opened(postgres_server.create_database(), tmp_path) as store:
+        with pytest.raises(StoreError):
+            await store.write(unit)
+
+        async def again() -> bool:
+            return await written(store, "c")
+
+        await eventually(again, 20)
+        assert await store.read(names) == ["c"]
+
+
 async def test_a_deferred_constraint_fails_its_unit_alone(postgres_server: PostgresServer, tmp_path: Path) -> None:
     def orphan(tx: Transaction) -> None:
         tx.execute("insert into child (item) values ('nobody')")

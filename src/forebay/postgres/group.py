@@ -123,14 +123,22 @@ class Group:
             verdict.committed = True
 
     def _run_unit(self, work: Work, *, alone: bool, in_turn: bool) -> None:
-        """Run one unit; once more with a savepoint for each statement if it goes on after one that failed."""
-        for careful in (False, True):
-            transaction = PostgresTransaction(self.connection, careful=careful, in_turn=in_turn)
+        """Run one unit, and wait for its writes together.
+
+        Where one of them failed it is run again, one statement after the other; and once more with a savepoint for each
+        statement if it goes on after one that failed.
+        """
+        for waits, careful in ((False, False), (True, False), (True, True)):
+            transaction = PostgresTransaction(self.connection, careful=careful, in_turn=in_turn, waits=waits)
             run_unit(work, transaction)
+            transaction.settle()
             if transaction.conflict:
                 raise _CollidedError
-            if not transaction.went_on and (transaction.aborted is None or work.error is not None):
+            went_on = transaction.went_on or (transaction.aborted is not None and work.error is None)
+            if not transaction.misplaced and not went_on:
                 break
+            if self.connection.closed:
+                return  # the caller sees that, and fails the whole group
             if alone:
                 self._send(b"rollback; " + (_BEGIN_IN_TURN if in_turn else _BEGIN))
             else:

@@ -52,6 +52,8 @@ _REFUSED = frozenset(
     }
 )
 
+_WRITES = frozenset({"INSERT", "UPDATE", "DELETE"})
+
 
 class Statement(NamedTuple):
     """One statement in PostgreSQL's own form.
@@ -60,11 +62,13 @@ class Statement(NamedTuple):
         text: with ``$1``, ``$2``, ... in the place of the names.
         names: the parameters in that order, each once.
         refused: its first word in upper case if only the store itself may run it.
+        silent: whether it writes and returns no rows, so that nobody has to wait for it.
     """
 
     text: str
     names: tuple[str, ...]
     refused: str | None
+    silent: bool = False
 
 
 @lru_cache(maxsize=1024)
@@ -77,7 +81,7 @@ def translate(sql: str) -> Statement:
     parts: list[str] = []
     names: dict[str, int] = {}
     first = ""
-    ended = False
+    ended = returning = False
     for kind, text in _tokens(sql):
         if kind == "end":
             ended = True
@@ -86,11 +90,13 @@ def translate(sql: str) -> Statement:
             if ended:
                 raise ValueError("one statement at a time: there is another one behind the semicolon")
             first = first or (text.upper() if kind == "word" else text)
+        returning |= kind == "word" and text.upper() == "RETURNING"
         if kind == "name":
             parts.append(f"${names.setdefault(text, len(names) + 1)}")
         else:
             parts.append(text)
-    return Statement("".join(parts), tuple(names), first if first in _REFUSED else None)
+    silent = first in _WRITES and not returning
+    return Statement("".join(parts), tuple(names), first if first in _REFUSED else None, silent)
 
 
 def refused_word(sql: str) -> str | None:

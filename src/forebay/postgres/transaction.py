@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NoReturn
 
 import psycopg
@@ -11,7 +12,7 @@ from psycopg.pq import TransactionStatus
 from forebay.errors import StoreBusyError, StoreError
 from forebay.postgres.failures import conflicted, doubtful, mapped
 from forebay.postgres.session import Connection
-from forebay.postgres.statements import translate
+from forebay.postgres.statements import Statement, translate
 from forebay.transaction import Row
 
 _UNDER_WAY = """
@@ -31,6 +32,10 @@ class PostgresTransaction:
     that catches such an error and goes on is run again, ``careful``: then each statement has a savepoint, and a failing
     one is undone alone, as on SQLite. The many units that do not pay nothing for it.
 
+    A write that returns no rows is sent and not waited for (libpq's pipeline): the next statement that has an answer,
+    or the end of the unit, waits for all of them. What fails then fails in the wrong place: the unit is run again, one
+    statement after the other.
+
     A broken constraint is believed only ``in_turn``, while no other writer is in a transaction: else the group is run
     again in its turn, for another process may have taken the key a moment ago.
 
@@ -39,6 +44,7 @@ class PostgresTransaction:
         conflict: whether it collided with another transaction, and the whole group has to run again.
         aborted: the error that made PostgreSQL refuse every further statement.
         went_on: whether the unit used the transaction after that.
+        misplaced: whether a write failed that nobody had waited for.
     """
 
     __slots__ = (
@@ -47,17 +53,37 @@ class PostgresTransaction:
         "_in_turn",
         "_opening",
         "_over",
+        "_pipeline",
+        "_waits",
         "_writes",
         "aborted",
         "conflict",
         "failure",
+        "misplaced",
         "went_on",
     )
 
     def __init__(
-        self, connection: Connection, *, writes: bool = True, careful: bool = False, in_turn: bool = True
+        self,
+        connection: Connection,
+        *,
+        writes: bool = True,
+        careful: bool = False,
+        in_turn: bool = True,
+        waits: bool = True,
     ) -> None:
+        """Begin to use a transaction of the session.
+
+        Args:
+            connection: the session.
+            writes: whether it may write.
+            careful: whether each statement has a savepoint.
+            in_turn: whether no other writer is in a transaction.
+            waits: whether each statement is waited for.
+        """
         self._cursor = connection.cursor()
+        self._waits = waits or careful or not writes
+        self._pipeline: AbstractContextManager[Any] | None = None
         self._writes = writes
         self._careful = careful
         self._in_turn = in_turn
@@ -67,6 +93,7 @@ class PostgresTransaction:
         self.conflict = False
         self.aborted: psycopg.Error | None = None
         self.went_on = False
+        self.misplaced = False
 
     @property
     def opening(self) -> str:
@@ -85,7 +112,12 @@ class PostgresTransaction:
                 several.
             psycopg.Error: the statement is wrong (syntax, a missing table, a missing parameter).
         """
-        text, values = self._prepared(sql, params)
+        statement, values = self._prepared(sql, params)
+        text = statement.text.encode()
+        if statement.silent and not self._waits:
+            self._send(text, values)
+            return []
+        self._wait()
         try:
             if self._careful:
                 self._execute_carefully(text, values)
@@ -102,10 +134,10 @@ class PostgresTransaction:
             for row in rows:
                 self.execute(sql, **row)
             return
-        text, _ = self._prepared(sql, rows[0])
-        names = translate(sql).names
+        statement, _ = self._prepared(sql, rows[0])
+        self._wait()
         try:
-            self._cursor.executemany(text, [_values(names, row) for row in rows])
+            self._cursor.executemany(statement.text.encode(), [_values(statement.names, row) for row in rows])
         except psycopg.Error as error:
             self._raise(error)
 
@@ -125,7 +157,44 @@ class PostgresTransaction:
         """Refuse every further statement: the unit of work has returned."""
         self._over = True
 
-    def _prepared(self, sql: str, params: Mapping[str, Any]) -> tuple[bytes, list[Any]]:
+    def settle(self) -> None:
+        """Wait for what was sent, after the unit has returned; ``misplaced`` or ``conflict`` say where it failed."""
+        with suppress(StoreError):
+            self._wait()
+
+    def _send(self, text: bytes, values: list[Any]) -> None:
+        """Send a write and wait for nothing."""
+        try:
+            if self._pipeline is None:
+                pipeline = self._cursor.connection.pipeline()
+                pipeline.__enter__()
+                self._pipeline = pipeline
+            self._cursor.execute(text, values)
+        except psycopg.Error as error:
+            with suppress(psycopg.Error):
+                self._leave_pipeline()
+            self._misplaced(error)
+
+    def _wait(self) -> None:
+        """Wait for the writes that were sent."""
+        try:
+            self._leave_pipeline()
+        except psycopg.Error as error:
+            self._misplaced(error)
+
+    def _leave_pipeline(self) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.__exit__(None, None, None)
+
+    def _misplaced(self, error: psycopg.Error) -> NoReturn:
+        if conflicted(error):
+            self.conflict = True
+        self.misplaced = True
+        self.failure = StoreBusyError("a write failed that nobody had waited for: the unit of work is run again")
+        raise self.failure from error
+
+    def _prepared(self, sql: str, params: Mapping[str, Any]) -> tuple[Statement, list[Any]]:
         if self.failure is not None:
             raise self.failure
         if self._over:
@@ -140,7 +209,7 @@ class PostgresTransaction:
                 f"a unit of work may not run {statement.refused}: the store begins, commits and sets up its sessions"
                 " itself"
             )
-        return statement.text.encode(), _values(statement.names, params)
+        return statement, _values(statement.names, params)
 
     def _execute_carefully(self, text: bytes, values: list[Any]) -> None:
         self._cursor.execute(b"savepoint statement")
