@@ -28,6 +28,9 @@ FRAMES = 8
 MOST_DISK = 4 * 1024 * 1024
 """Bytes of the rows that are read for one publish: frames on the wire can be a twentieth of them."""
 
+_FIRST_SHARE = 0.1
+"""Bytes on the wire for each byte of rows that packed frames are taken for, before the first one."""
+
 _RECENT = 0.5
 """Weight of the latest batch in how much smaller frames are than their rows."""
 
@@ -71,6 +74,8 @@ class LaneState(msgspec.Struct):
 
     def __post_init__(self) -> None:
         self.limit = self.most
+        if self.frames is not None and self.frames.zstd:
+            self.wire_share = _FIRST_SHARE
 
     @property
     def most(self) -> int:

@@ -15,6 +15,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
@@ -480,6 +481,7 @@ def unpack(encoding: str, body: bytes) -> bytes:
     return text
 
 
+@lru_cache(1)
 def _zstd() -> Any:
     """Return the module, or None; it is loaded when the first packed frame is met."""
     for name in ("compression.zstd", "backports.zstd"):

@@ -83,6 +83,13 @@ class _Snapshot(Collector):
         resent = CounterMetricFamily(
             "forebay_relay_resent", "Events sent again since the start: a consumer missed them", labels=["service"]
         )
+        events = CounterMetricFamily(
+            "forebay_relay_events", "Events that the broker acknowledged since the start", labels=["service"]
+        )
+        messages = CounterMetricFamily(
+            "forebay_relay_messages", "Messages that it acknowledged; a frame of many events is one", labels=["service"]
+        )
+        sent = CounterMetricFamily("forebay_relay_bytes", "Bytes of these messages", labels=["service"])
         paused = GaugeMetricFamily("forebay_relay_paused", "1 while the lane waits behind a refusal", labels=labels)
         asked = GaugeMetricFamily(
             "forebay_destinations", "Destinations that have not confirmed everything", labels=["service", "state"]
@@ -94,8 +101,11 @@ class _Snapshot(Collector):
             if service.confirming is not None and service.confirming.clock_offset is not None:
                 offset.add_metric([service.name], service.confirming.clock_offset)
             if service.relay is not None:
-                again = service.command_relay.resent if service.command_relay is not None else 0
-                resent.add_metric([service.name], service.relay.resent + again)
+                relays = [each for each in (service.relay, service.command_relay) if each is not None]
+                resent.add_metric([service.name], sum(each.resent for each in relays))
+                events.add_metric([service.name], sum(each.published for each in relays))
+                messages.add_metric([service.name], sum(each.messages for each in relays))
+                sent.add_metric([service.name], sum(each.sent_bytes for each in relays))
             for row in self._lanes[service.name]:
                 lane = service.outbox.lanes.get(row["lane"])
                 at = [service.name, row["lane"], row["destination"]]
@@ -113,7 +123,21 @@ class _Snapshot(Collector):
                 away = sum(each.away is not None for each in service.destinations.asking.values())
                 asked.add_metric([service.name, "away"], away)
                 asked.add_metric([service.name, "answering"], len(service.destinations.asking) - away)
-        yield from (written, freed, dropped, withheld, size, budget, resent, paused, asked, offset)
+        yield from (
+            written,
+            freed,
+            dropped,
+            withheld,
+            size,
+            budget,
+            events,
+            messages,
+            sent,
+            resent,
+            paused,
+            asked,
+            offset,
+        )
 
     def _books_of_consumers(self) -> GaugeMetricFamily:
         events = GaugeMetricFamily(

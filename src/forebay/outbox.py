@@ -40,16 +40,21 @@ _EPOCHS = """
                            (select id from forebay_epoch where epoch = o.floor_epoch), 0)
     order by e.id"""
 
-_SIZES = """
-    select sequence, bytes from {} where epoch = :epoch_id and sequence > :after and sequence <= :upto
-    order by sequence limit :limit"""
-
 _ROWS = """
-    select sequence, kind, type, key, time, hlc, cause, extra, body from {}
-    where epoch = :epoch_id and sequence > :after and sequence <= :upto order by sequence"""
+    select sequence, kind, type, key, time, hlc, cause, extra, case when bytes <= :small then body end, bytes from {}
+    where epoch = :epoch_id and sequence > :after and sequence <= :upto order by sequence limit :limit"""
+
+_COUNT = """
+    select count(*) as waiting from
+      (select 1 from forebay_outbox where epoch = :epoch_id and sequence > :after limit :limit) as some"""
+
+_BODIES = """
+    select sequence, body from {}
+    where epoch = :epoch_id and sequence > :after and sequence <= :upto and bytes > :small"""
 
 _TABLES = ("forebay_outbox", "forebay_withheld")
 _LARGEST = 10**18
+_BODY, _BYTES = 8, 9
 
 
 class Run(NamedTuple):
@@ -58,8 +63,8 @@ class Run(NamedTuple):
     Attributes:
         epoch: theirs.
         prev: what came before it, as ``forebay-prev`` says it.
-        rows: for each its sequence, kind, type, key, time, tick, cause, extra and body, by position: reading nine
-            columns of a row by name takes SQLite's rows eight times as long.
+        rows: for each its sequence, kind, type, key, time, tick, cause, extra, body and bytes, by position: to read
+            nine columns of SQLite's rows by name takes eight times as long.
         bytes: that they take on disk.
         more: whether others of the epoch follow that were asked for.
     """
@@ -303,6 +308,15 @@ class Outbox:
         run = self.run_within(tx, epoch, places, limit=limit, max_bytes=max_bytes)
         return [self._message(lane, run, row, destination) for row in run.rows]
 
+    def waiting(self, tx: Transaction, lane: str, place: Place | None, upto: int) -> int:
+        """Return how many events of a lane stand behind a place, counted no further than ``upto``."""
+        found = 0
+        for epoch in tx.execute(_EPOCHS, lane=lane, destination="", epoch=place.epoch if place else ""):
+            after = place.sequence if place and epoch["epoch"] == place.epoch else 0
+            counted = tx.execute(_COUNT, epoch_id=epoch["id"], after=after, limit=upto - found)
+            found += int(counted[0]["waiting"])
+        return found
+
     def runs_after(
         self,
         tx: Transaction,
@@ -343,7 +357,7 @@ class Outbox:
         return self._extra.decode(text) if text else NO_EXTRA
 
     def _message(self, lane: str, run: Run, row: Sequence[Any], destination: str) -> Message:
-        sequence, kind, type_, key, time, hlc, cause, extra_text, body = row
+        sequence, kind, type_, key, time, hlc, cause, extra_text, body, _ = row
         extra = self.extra_of(extra_text)
         place = Place(run.epoch, sequence)
         return Message(
@@ -411,28 +425,33 @@ def _run(
 ) -> Run:
     """Return rows of an epoch with sequences above ``after`` and up to ``upto``, from all of the tables.
 
-    Their sizes are read before the rows: of bodies that do not fit into ``max_bytes`` none comes into memory.
+    Large bodies are read in a second turn, and only those that fit into ``max_bytes``: all of them might not fit into
+    memory. What is read in the first turn is at most four times ``max_bytes``.
     """
-    where: dict[str, Any] = {"epoch_id": epoch["id"], "after": after}
-    sizes = [
-        row
-        for table in tables
-        for row in _values(tx.execute(_SIZES.format(table), **where, upto=upto, limit=limit + 1))
+    where = {"epoch_id": epoch["id"], "after": after, "small": max(1024, 4 * max_bytes // max(1, limit))}
+    rows = [
+        row for table in tables for row in _values(tx.execute(_ROWS.format(table), **where, upto=upto, limit=limit + 1))
     ]
     if len(tables) > 1:
-        sizes.sort(key=itemgetter(0))
-    totals = list(accumulate(size for _, size in sizes[:limit]))
-    count = max(at_least, bisect_right(totals, max_bytes))
-    taken = sizes[: min(count, len(totals))]
-    if not taken:
-        return Run(epoch["epoch"], epoch["prev"], [], 0, more=bool(sizes))
-    last = taken[-1][0]
-    rows = [row for table in tables for row in _values(tx.execute(_ROWS.format(table), **where, upto=last))]
-    if len(tables) > 1:
         rows.sort(key=itemgetter(0))
-    return Run(epoch["epoch"], epoch["prev"], rows, totals[len(taken) - 1], more=len(sizes) > len(taken))
+    totals = list(accumulate([row[_BYTES] for row in rows[:limit]]))
+    count = min(len(totals), max(at_least, bisect_right(totals, max_bytes)))
+    taken = rows[:count]
+    if [row for row in taken if row[_BODY] is None]:
+        last = taken[-1][0]
+        bodies = {
+            sequence: body
+            for table in tables
+            for sequence, body in _values(tx.execute(_BODIES.format(table), **where, upto=last))
+        }
+        taken = [
+            (*row[:_BODY], bodies[row[0]], row[_BYTES]) if row[_BODY] is None else row for row in map(tuple, taken)
+        ]
+    return Run(epoch["epoch"], epoch["prev"], taken, totals[count - 1] if count else 0, more=len(rows) > count)
 
 
 def _values(rows: list[Row]) -> list[Sequence[Any]]:
     """Return rows by position: SQLite's are so, PostgreSQL's are mappings in the order of their columns."""
-    return [tuple(row.values()) if isinstance(row, dict) else cast("Sequence[Any]", row) for row in rows]
+    if rows and isinstance(rows[0], dict):
+        return [tuple(row.values()) for row in cast("list[dict[str, Any]]", rows)]
+    return cast("list[Sequence[Any]]", rows)

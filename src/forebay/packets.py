@@ -175,7 +175,7 @@ class _Writing:
         return True
 
     def _single(self, run: Run, row: Sequence[Any]) -> Packet:
-        sequence, kind, type_, key, time, hlc, cause, extra_text, body = row
+        sequence, kind, type_, key, time, hlc, cause, extra_text, body, _ = row
         extra = self._outbox.extra_of(extra_text)
         message_id = f"{run.epoch}-{sequence}"
         headers = write_headers(
@@ -199,7 +199,7 @@ class _Writing:
             subject = command_subject(self._destination, kind)
         else:
             subject = event_subject(self._outbox.node, self._outbox.service, kind)
-        outgoing = Outgoing(subject, headers, body, encode_head(headers))
+        outgoing = Outgoing(subject, headers, body, encode_head(headers), divisible=last > first)
         return Packet(run.epoch, first, last, outgoing, self._wire_bytes(outgoing))
 
     def _add_frames(self, run: Run, frames: Frames) -> bool:
@@ -208,7 +208,7 @@ class _Writing:
         begin, kind, following, size = 0, "", 0, 0
         texts: list[str] = []
         for at, row in enumerate(run.rows):
-            sequence, row_kind, type_, key, time, hlc, cause, extra_text, body = row
+            sequence, row_kind, type_, key, time, hlc, cause, extra_text, body, _ = row
             event_id, source, more, content_type, alone = f'"{run.epoch}-{sequence}"', own_source, "", "", False
             if extra_text is not None:
                 extra = self._outbox.extra_of(extra_text)
@@ -235,6 +235,8 @@ class _Writing:
             texts.append(text)
             size += len(text)
             following = 0 if alone else sequence + 1
+        if run.more and self.packets:
+            return False  # the last one is not full, and what fills it is there
         return not texts or self._frame(run, begin, texts)
 
     def _takes(self, event_id: str | None, attributes: dict[str, str]) -> bool:

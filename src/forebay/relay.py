@@ -234,18 +234,36 @@ class Relay:
             if state.again:
                 await self._repair(lane, state, max_bytes)
                 return True
-            if state.gathers_until is not None and self._clock() < state.gathers_until:
+            if await self._gathers(lane, state):
                 continue
             batch = await self._next(lane, state, max_bytes)
-            if batch.packets:
-                reach("relay.read")
             if not batch.packets:
                 state.gathers_until = None
-            elif state.gathers_until is None and (seconds := self._outbox.lanes[lane].flush_seconds):
-                state.gathers_until = self._clock() + seconds
-            else:
-                await self._send_on(lane, state, batch)
-                return True
+                continue
+            reach("relay.read")
+            if self._begins_to_gather(lane, state, batch):
+                continue
+            await self._send_on(lane, state, batch)
+            return True
+        return False
+
+    async def _gathers(self, lane: str, state: LaneState) -> bool:
+        """Whether a lane waits to fill a batch or a frame."""
+        if state.gathers_until is None or self._clock() >= state.gathers_until:
+            return False
+        enough = state.frames.events if state.frames is not None else None
+        return enough is None or await self._store.read(self._outbox.waiting, lane, state.sent, enough) < enough
+
+    def _begins_to_gather(self, lane: str, state: LaneState, batch: Batch) -> bool:
+        """Let a lane wait for more to send with what it has, unless it has waited or has enough."""
+        seconds, frames = self._outbox.lanes[lane].flush_seconds, state.frames
+        events = sum(packet.events for packet in batch.packets)
+        full = batch.more or (frames is not None and (events >= frames.events or batch.disk >= frames.most_bytes))
+        if seconds and not full and state.gathers_until is None:
+            state.gathers_until = self._clock() + seconds
+            return True
+        if not batch.more:
+            state.gathers_until = None
         return False
 
     async def _next(self, lane: str, state: LaneState, max_bytes: int) -> Batch:

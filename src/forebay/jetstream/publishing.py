@@ -46,13 +46,16 @@ _WRONG_STREAM, _IN_FLIGHT, _NO_BATCHES, _BATCH_INCOMPLETE, _TOO_MANY_BATCHES = 1
 class Outgoing(NamedTuple):
     """A message to publish; ``headers`` holds its ``Nats-Msg-Id``, without which no retry is safe.
 
-    ``head`` is the headers as ``encode_head`` writes them, where that was done already.
+    Attributes:
+        head: the headers as ``encode_head`` writes them, where that was done already.
+        divisible: refused for itself it comes again in parts; nothing that follows it may be stored before.
     """
 
     subject: str
     headers: dict[str, str]
     body: bytes
     head: bytes = b""
+    divisible: bool = False
 
 
 class Stored(NamedTuple):
@@ -117,7 +120,7 @@ class _PubAck(msgspec.Struct):
 def encode_head(headers: Mapping[str, str]) -> bytes:
     """Return headers as they stand on the wire, each on its line; a line break in a value becomes a space."""
     text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if text.count("\n") != len(headers) or text.count("\r") != len(headers):
+    if text.count("\n") != len(headers):
         text = "".join([f"{name}: {_LINE_BREAKS.sub(' ', value)}\r\n" for name, value in headers.items()])
     return text.encode()
 
@@ -307,7 +310,7 @@ class Publisher:
             self._slots.release()
             if not answer.cancelled():
                 outcome = outcomes.setdefault(index, _verdict(answer.result(), messages[index].subject))
-                if _is_wall(outcome):
+                if _is_wall(outcome) or (messages[index].divisible and isinstance(outcome, Refused)):
                     wall = wall or "an earlier message was not stored"
 
         try:
@@ -325,6 +328,9 @@ class Publisher:
                     outcomes[index] = NotSent(str(error))
                     self._replies.settle(reply, error)
                     wall = str(error)
+                if message.divisible:
+                    await asyncio.wait({answer})
+                    await asyncio.sleep(0)  # let `settled` run
             if sent:
                 await asyncio.wait(sent.values())
                 await asyncio.sleep(0)  # let the last `settled` run
