@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +48,7 @@ class Came(NamedTuple):
     """One message of the stream: its id, and the events in it."""
 
     message_id: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     size: int
     events: list[Message]
 
