@@ -90,7 +90,7 @@ def in_frames(count: int, of: int = FRAME) -> list[Outgoing]:
 def packing() -> Pack | None:
     """Return what packs a frame; None where zstd is not installed: then frames go as they are."""
     try:
-        frame: Any = import_module("forebay.frame")
+        frame: Any = import_module("forebay.packing")
     except ImportError:
         return None
     pack: Pack = frame.pack

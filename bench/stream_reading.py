@@ -137,5 +137,5 @@ def numbers_of(headers: dict[str, str], body: bytes) -> list[int]:
     if "batch" not in lower.get("content-type", ""):
         return [_number(body).number]
     if encoding := lower.get("content-encoding"):
-        body = import_module("forebay.frame").unpack(encoding, body)
+        body = import_module("forebay.packing").unpack(encoding, body)
     return [each.data.number for each in _numbers(body)]

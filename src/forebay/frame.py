@@ -15,9 +15,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -25,20 +23,10 @@ from forebay.clock import parse_tick
 from forebay.envelope import BATCH, GATEWAY, JSON, Message, format_time, is_batch, subject_parts
 from forebay.errors import BodyError, ForgedSourceError, HeaderError, MessageError
 from forebay.identity import NAME, MessageId, Place, parse_message_id, parse_place
-
-ZSTD = "zstd"
+from forebay.packing import ZSTD, pack, unpack
 
 MAX_EVENTS = 10_000
 """Events of one frame, as far as readers take one."""
-
-MAX_BYTES = 16 * 1024 * 1024
-"""Bytes of a frame's unpacked body, as far as readers take one: a few packed bytes can stand for any number."""
-
-_WINDOW_LOG = 24
-"""Base 2 logarithm of the memory that unpacking may take beside the body: 16 MiB."""
-
-_LEVEL = 1
-"""Of zstd: a frame of 1,000 readings was smaller than at levels 3 and 6, and at 9, 15 times slower, smaller by 8 %."""
 
 _SPARE_LEVELS = 200
 """Levels of nesting that a body leaves: a reader whose stack is fuller than the writer's has to get through, too."""
@@ -433,60 +421,3 @@ def _text_of(data: bytes) -> bytes:
     except _NOT_READ:
         return data
     return data if text is None else text.encode()
-
-
-# --- packing
-
-
-def can_pack() -> bool:
-    """Whether this process has zstd."""
-    return _zstd() is not None
-
-
-def pack(body: bytes) -> bytes:
-    """Return a frame's body, packed; needs what ``can_pack`` asks for."""
-    packed: bytes = _zstd().compress(body, _LEVEL)
-    return packed
-
-
-def unpack(encoding: str, body: bytes) -> bytes:
-    """Return a frame's body as it was before it was packed.
-
-    Args:
-        encoding: its ``Content-Encoding``; empty where it was not packed.
-        body: as it came.
-
-    Raises:
-        HeaderError: the encoding is not known, or zstd is not installed here.
-        BodyError: it cannot be unpacked, or has more than ``MAX_BYTES``.
-    """
-    if not encoding:
-        if len(body) > MAX_BYTES:
-            raise BodyError(f"the frame has {len(body)} bytes, the limit is {MAX_BYTES}")
-        return body
-    if encoding.strip().lower() != ZSTD:
-        raise HeaderError(f"the frame's content-encoding {encoding!r} is not known")
-    zstd = _zstd()
-    if zstd is None:
-        raise HeaderError("the frame is packed with zstd, which is not installed", hint="install forebay[zstd]")
-    reader = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
-    try:
-        text: bytes = reader.decompress(body, MAX_BYTES + 1)
-    except zstd.ZstdError as error:
-        raise BodyError(f"the frame cannot be unpacked: {error}") from None
-    if len(text) > MAX_BYTES:
-        raise BodyError(f"the frame has more than {MAX_BYTES} bytes when it is unpacked, which is the limit")
-    if not reader.eof or reader.unused_data:
-        raise BodyError("the frame cannot be unpacked: it is cut off, or something follows it")
-    return text
-
-
-@lru_cache(1)
-def _zstd() -> Any:
-    """Return the module, or None; it is loaded when the first packed frame is met."""
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    return None

@@ -7,11 +7,9 @@ crash at any line leaves either the domain rows and their events or neither.
 from __future__ import annotations
 
 import time as wall
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, count
-from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from itertools import count
+from typing import Any
 
 import msgspec
 
@@ -24,14 +22,18 @@ from forebay.errors import BudgetSpentError, ConfigurationError
 from forebay.identity import Origin, Place, checked_name, parse_place
 from forebay.lanes import Lane
 from forebay.protocol.confirmation import ConfirmedBy
+from forebay.runs import WITHHELD, WRITTEN, Run, read_run
 from forebay.sequences import Range
-from forebay.transaction import Row, Transaction
+from forebay.transaction import Transaction
 
 _ORIGIN = """
     select o.id as origin, o.bytes, e.id as epoch_id, e.epoch, e.opening, e.last
     from forebay_origin o left join forebay_epoch e
       on e.id = (select max(id) from forebay_epoch where origin = o.id)
     where o.lane = :lane and o.destination = :destination"""
+
+_LARGEST = 10**18
+"""Above every sequence."""
 
 _EPOCHS = """
     select e.id, e.epoch, e.prev from forebay_epoch e join forebay_origin o on o.id = e.origin
@@ -40,40 +42,9 @@ _EPOCHS = """
                            (select id from forebay_epoch where epoch = o.floor_epoch), 0)
     order by e.id"""
 
-_ROWS = """
-    select sequence, kind, type, key, time, hlc, cause, extra, case when bytes <= :small then body end, bytes from {}
-    where epoch = :epoch_id and sequence > :after and sequence <= :upto order by sequence limit :limit"""
-
 _COUNT = """
     select count(*) as waiting from
       (select 1 from forebay_outbox where epoch = :epoch_id and sequence > :after limit :limit) as some"""
-
-_BODIES = """
-    select sequence, body from {}
-    where epoch = :epoch_id and sequence > :after and sequence <= :upto and bytes > :small"""
-
-_TABLES = ("forebay_outbox", "forebay_withheld")
-_LARGEST = 10**18
-_BODY, _BYTES = 8, 9
-
-
-class Run(NamedTuple):
-    """Rows of one epoch, in order.
-
-    Attributes:
-        epoch: theirs.
-        prev: what came before it, as ``forebay-prev`` says it.
-        rows: for each its sequence, kind, type, key, time, tick, cause, extra, body and bytes, by position: to read
-            nine columns of SQLite's rows by name takes eight times as long.
-        bytes: that they take on disk.
-        more: whether others of the epoch follow that were asked for.
-    """
-
-    epoch: str
-    prev: str
-    rows: list[Sequence[Any]]
-    bytes: int
-    more: bool
 
 
 class Outbox:
@@ -331,7 +302,7 @@ class Outbox:
         found: list[Run] = []
         for epoch in tx.execute(_EPOCHS, lane=lane, destination=destination, epoch=place.epoch if place else ""):
             after = place.sequence if place and epoch["epoch"] == place.epoch else 0
-            run = _run(tx, epoch, after, _LARGEST, _TABLES[:1], limit, max_bytes, at_least=0 if found else 1)
+            run = read_run(tx, epoch, after, _LARGEST, [WRITTEN], limit, max_bytes, at_least=0 if found else 1)
             if run.rows:
                 found.append(run)
             limit, max_bytes = limit - len(run.rows), max_bytes - run.bytes
@@ -344,7 +315,7 @@ class Outbox:
         epochs = tx.execute("select id, epoch, prev from forebay_epoch where epoch = :epoch", epoch=epoch)
         if not epochs:
             return Run(epoch, "none", [], 0, more=False)
-        return _run(tx, epochs[0], places[0] - 1, places[1], _TABLES, limit, max_bytes, at_least=1)
+        return read_run(tx, epochs[0], places[0] - 1, places[1], [WRITTEN, WITHHELD], limit, max_bytes, at_least=1)
 
     def subject(self, message: Message) -> str:
         """The subject that a message of this outbox is published on."""
@@ -410,48 +381,3 @@ class Outbox:
     def origin(self, lane: str) -> Origin:
         """The origin of one of this outbox's lanes."""
         return Origin(self.node, self.service, lane)
-
-
-def _run(
-    tx: Transaction,
-    epoch: Row,
-    after: int,
-    upto: int,
-    tables: Sequence[str],
-    limit: int,
-    max_bytes: int,
-    *,
-    at_least: int,
-) -> Run:
-    """Return rows of an epoch with sequences above ``after`` and up to ``upto``, from all of the tables.
-
-    Large bodies are read in a second turn, and only those that fit into ``max_bytes``: all of them might not fit into
-    memory. What is read in the first turn is at most four times ``max_bytes``.
-    """
-    where = {"epoch_id": epoch["id"], "after": after, "small": max(1024, 4 * max_bytes // max(1, limit))}
-    rows = [
-        row for table in tables for row in _values(tx.execute(_ROWS.format(table), **where, upto=upto, limit=limit + 1))
-    ]
-    if len(tables) > 1:
-        rows.sort(key=itemgetter(0))
-    totals = list(accumulate([row[_BYTES] for row in rows[:limit]]))
-    count = min(len(totals), max(at_least, bisect_right(totals, max_bytes)))
-    taken = rows[:count]
-    if [row for row in taken if row[_BODY] is None]:
-        last = taken[-1][0]
-        bodies = {
-            sequence: body
-            for table in tables
-            for sequence, body in _values(tx.execute(_BODIES.format(table), **where, upto=last))
-        }
-        taken = [
-            (*row[:_BODY], bodies[row[0]], row[_BYTES]) if row[_BODY] is None else row for row in map(tuple, taken)
-        ]
-    return Run(epoch["epoch"], epoch["prev"], taken, totals[count - 1] if count else 0, more=len(rows) > count)
-
-
-def _values(rows: list[Row]) -> list[Sequence[Any]]:
-    """Return rows by position: SQLite's are so, PostgreSQL's are mappings in the order of their columns."""
-    if rows and isinstance(rows[0], dict):
-        return [tuple(row.values()) for row in cast("list[dict[str, Any]]", rows)]
-    return cast("list[Sequence[Any]]", rows)

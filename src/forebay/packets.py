@@ -15,11 +15,9 @@ from forebay.clock import format_tick
 from forebay.drafts import NO_EXTRA
 from forebay.envelope import GATEWAY, add_optional, command_subject, event_subject, write_headers
 from forebay.frame import (
-    can_pack,
     frame_headers,
     frames_take,
     join_events,
-    pack,
     quoted,
     write_data,
     write_event,
@@ -28,7 +26,9 @@ from forebay.frame import (
 from forebay.identity import MessageId, Place, retransmission_id
 from forebay.jetstream.publishing import Outgoing, encode_head
 from forebay.lanes import Frames
-from forebay.outbox import Outbox, Run
+from forebay.outbox import Outbox
+from forebay.packing import can_pack, pack
+from forebay.runs import Run
 from forebay.sequences import Range
 from forebay.transaction import Transaction
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from forebay import Event, Lane, Service, UnitOfWork, frame
+from forebay import Event, Lane, Service, UnitOfWork, packing
 from forebay.envelope import Message, decode_message, identify
 from forebay.frame import decode_frame, identify_frame, is_frame
 from forebay.identity import Place
@@ -287,7 +287,7 @@ async def test_over_a_thin_link_a_batch_of_packed_frames_is_what_it_carries_in_t
 async def test_without_zstd_frames_go_as_they_are(
     nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frame, "_zstd", lambda: None)
+    monkeypatch.setattr(packing, "_zstd", lambda: None)
     async with connected(nats_server.url) as connection:
         await create_stream(connection)
         async with serving(fridges(), connection, tmp_path) as service:

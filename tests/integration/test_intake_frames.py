@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from forebay import UnitOfWork
+from forebay import UnitOfWork, packing
 from forebay import frame as framing
 from forebay.committing import Committing
 from forebay.delivery import Delivery
@@ -162,7 +162,7 @@ async def test_a_frame_that_cannot_be_read_keeps_its_origin_waiting_until_it_can
 ) -> None:
     frame = stream.frame(several(stream, 1, 3), packed=True)
     with monkeypatch.context() as without:
-        without.setattr(framing, "_zstd", lambda: None)
+        without.setattr(packing, "_zstd", lambda: None)
         taken = await core.take([frame, event(stream, 4), event(stream, 1, 7, node="store-1", epoch=NEW)])
         again = stream.frame(several(stream, 1, 3), suffix="~abc")._replace(
             headers={**frame.headers, "Nats-Msg-Id": f"{OLD}-1-3~abc"}, body=frame.body

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from forebay import frame as frame_module
+from forebay import packing
 from forebay.envelope import BATCH, Message
 from forebay.errors import BodyError, ForgedSourceError, HeaderError, MessageError
 from forebay.frame import (
-    MAX_BYTES,
     MAX_EVENTS,
     FrameIdentity,
     Unreadable,
@@ -24,10 +23,9 @@ from forebay.frame import (
     frames_take,
     identify_frame,
     is_frame,
-    pack,
-    unpack,
 )
 from forebay.identity import Place
+from forebay.packing import MAX_BYTES, pack, unpack
 from tests.property.test_envelope import ANY_TEXT, ATTRIBUTES, EPOCHS, NAMES, PLACES, TEXTS, TIMES, TOKENS
 
 STORED_AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -318,7 +316,7 @@ def test_a_few_bytes_that_unpack_to_very_many_are_refused() -> None:
 
 
 def test_packed_bytes_that_ask_for_more_memory_than_a_reader_gives_are_refused() -> None:
-    zstd: Any = frame_module._zstd()
+    zstd: Any = packing._zstd()
     wide = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
     packed = wide.compress(b" " * 1024) + wide.flush()
     with pytest.raises(BodyError, match="unpacked"):
@@ -333,8 +331,8 @@ def test_packed_bytes_that_are_cut_off_or_followed_by_others_are_refused() -> No
 
 
 def test_a_reader_without_zstd_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame_module, "_zstd", lambda: None)
-    assert not frame_module.can_pack()
+    monkeypatch.setattr(packing, "_zstd", lambda: None)
+    assert not packing.can_pack()
     with pytest.raises(HeaderError, match=r"install forebay\[zstd\]"):
         unpack("zstd", b"anything")
 
