@@ -125,7 +125,7 @@ class Direct:
         if isinstance(answer, Response):
             if answer.headers or answer.cookies or answer.background or answer.media_type:
                 request = Request[Any, Any, Any](scope, receive, send)
-                await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
+                await answer.to_asgi_response(app=None, request=request, status_code=status)(scope, receive, send)
                 return
             status, answer = answer.status_code or status, answer.content
         content = _ENCODER.encode(answer)

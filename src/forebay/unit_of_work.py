@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import CoroutineType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
@@ -257,7 +258,7 @@ class UnitStore:
         def run(tx: Transaction) -> T:
             work = UnitOfWork(tx, self._outbox, trace, self._settings)
             result = unit(work, *args, **kwargs)
-            if isinstance(result, Coroutine):
+            if isinstance(result, CoroutineType):
                 result.close()
                 raise TypeError(f"unit of work {unit!r} is async: it must be a plain function")
             work.flush()

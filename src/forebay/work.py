@@ -113,12 +113,18 @@ class WorkQueue:
         self._lock = Lock()
         self._closed = False
 
-    def submit(self, work: Work) -> None:
-        """Queue ``work``. From any thread. Raises ``StoreClosedError`` after ``stop`` or ``end``."""
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
+
+    def submit(self, *works: Work) -> None:
+        """Queue ``works``. From any thread. Raises ``StoreClosedError`` after ``stop`` or ``end``."""
         with self._lock:
             if self._closed:
                 raise StoreClosedError("the store is closed")
-            self._queue.put(work)
+            for work in works:
+                self._queue.put(work)
 
     def stop(self) -> None:
         """Take no more; what is queued is still taken. From any thread."""

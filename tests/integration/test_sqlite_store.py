@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,9 @@ from forebay.errors import (
     StoreFullError,
 )
 from forebay.sqlite import MigrationSet, SqliteStore, SqliteTransaction
+from forebay.sqlite.group import GROUP_TIME
 from forebay.transaction import Transaction
+from forebay.work import GROUP_LIMIT
 
 SCHEMA = """
 create table parent (id integer primary key) strict;
@@ -509,3 +512,51 @@ def test_importing_the_adapter_loads_no_migration_tool_web_framework_or_console(
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert "forebay.sqlite" in loaded
     assert not {"sqlite_utils", "litestar", "click", "rich", "pysqlite3"} & set(loaded)
+
+
+async def test_who_wrote_little_is_answered_while_others_write_much(open_store: Open) -> None:
+    """A group ends after its time: what is queued behind a long unit does not keep its answer back."""
+    store = await open_store()
+    answered = threading.Event()
+
+    def long(tx: Transaction) -> None:
+        tx.execute("insert into plain (body) values (x'01')")
+        until = time.monotonic() + 2 * GROUP_TIME
+        while time.monotonic() < until:
+            tx.execute("select 1")
+
+    def later(tx: Transaction) -> bool:
+        tx.execute("insert into plain (body) values (x'02')")
+        return answered.wait(LIMIT)
+
+    first = asyncio.create_task(store.write(long))
+    first.add_done_callback(lambda _: answered.set())
+    others = [asyncio.create_task(store.write(later)) for _ in range(3)]
+    assert await asyncio.gather(first, *others) == [None, True, True, True]
+
+
+async def test_units_of_one_round_of_the_loop_share_a_group(open_store: Open) -> None:
+    store = await open_store()
+    commits = 0
+
+    def count() -> None:
+        nonlocal commits
+        commits += 1
+
+    store.on_commit(count)
+    await asyncio.gather(*(store.write(insert_plain) for _ in range(GROUP_LIMIT)))
+    assert commits == 1
+
+
+def insert_plain(tx: Transaction) -> None:
+    tx.execute("insert into plain (body) values (x'01')")
+
+
+async def test_what_was_submitted_before_a_close_is_kept(open_store: Open) -> None:
+    store = await open_store()
+    written = [asyncio.create_task(store.write(insert_plain)) for _ in range(3)]
+    await asyncio.sleep(0)  # they run up to where they wait
+    await store.close()
+    assert await asyncio.gather(*written) == [None] * 3
+    with pytest.raises(StoreClosedError):
+        await store.write(insert_plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -32,6 +33,12 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 NEED_MORE = {"/stock/reservations", "/stock/releases"}
 """What is well-formed and refused all the same, since nothing is on the shelves."""
+
+
+@schemathesis.serializer("application/x-ndjson")
+def write_lines(_: schemathesis.SerializationContext, value: Any) -> bytes:
+    """One JSON value a line; what is no list is one line."""
+    return b"\n".join(json.dumps(each).encode() for each in (value if isinstance(value, list) else [value]))
 
 
 @pytest.fixture(scope="module")

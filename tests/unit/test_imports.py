@@ -61,3 +61,20 @@ def test_writing_events_loads_no_broker_client(module: str) -> None:
 
 def test_naming_the_package_loads_next_to_nothing() -> None:
     assert loaded_by("forebay") & {*HEAVY, "msgspec", "nats", "sqlite3"} == set()
+
+
+def test_an_edge_node_loads_nothing_that_it_does_not_need() -> None:
+    """What Litestar and sqlite-utils bring along, what makes test data, and what renders what nobody asked for."""
+    services = ["edge.gateway", "edge.till", "edge.stock", "edge.coldchain"]
+    program = f"""
+import sys
+from pathlib import Path
+import forebay.cli.main, forebay.process
+from forebay.project import load_services, read_project
+load_services(read_project(Path.cwd()), {services})
+print(*sorted({{name.partition('.')[0] for name in sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    unwanted = {"polyfactory", "faker", "sqlite_utils", "httpx", "pygments", "rich", "prometheus_client", "psycopg"}
+    assert set(done.stdout.split()) & {*unwanted, "pyarrow", "jinja2", "pydantic"} == set()

@@ -10,11 +10,11 @@ import pytest
 
 from forebay import freeing
 from forebay.clock import HybridClock
-from forebay.drafts import MAX_EVENT_BYTES, Draft, Extra
+from forebay.drafts import MAX_EVENT_BYTES, Draft, Entry, Extra, entry
 from forebay.envelope import Message
 from forebay.errors import BudgetSpentError, ConfigurationError, EventTooLargeError
 from forebay.event import Event
-from forebay.identity import Place, parse_message_id
+from forebay.identity import Place, parse_message_id, parse_place
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.protocol.confirmation import ConfirmedBy
@@ -337,3 +337,65 @@ def _place(message_id: str) -> tuple[str, int]:
     parsed = parse_message_id(message_id)
     assert parsed is not None
     return parsed.epoch, parsed.first
+
+
+def entries(count: int, text: str = "") -> list[Entry]:
+    return [
+        entry("sold", "till.sold.v1", f"k{at}", "2026-03-01T12:00:00Z", None, None, text.encode())
+        for at in range(count)
+    ]
+
+
+async def test_many_at_once_take_places_that_run_on_i3(node: Node) -> None:
+    def unit(tx: UnitOfWork) -> list[Place]:
+        first = tx.emit(Sold(basket="a"))
+        many = tx.extend("ledger", entries(3))
+        none = tx.extend("ledger", [])
+        last = tx.emit(Sold(basket="b"))
+        return [place for place in (parse_place(first), many, none, parse_place(last)) if place]
+
+    places = await node.store.write(unit)
+    assert [place.sequence for place in places] == [1, 2, 5, 5]
+    rows = await node.rows()
+    assert [row.key for row in rows] == ["a", "k0", "k1", "k2", "b"]
+    assert [row.place for row in rows] == [Place(places[0].epoch, sequence) for sequence in range(1, 6)]
+    ticks = [row.hlc for row in rows]
+    assert ticks == sorted(set(ticks))
+
+
+async def test_nothing_at_once_begins_no_epoch(node: Node) -> None:
+    await node.store.write(lambda tx: tx.extend("ledger", []))
+    await node.reopen()
+    await node.emit(Sold(basket="1"))
+    (message,) = await node.rows()
+    assert message.prev is None
+
+
+async def test_many_that_do_not_fit_a_lane_that_blocks_take_no_place_o5(node: Node) -> None:
+    def unit(tx: UnitOfWork) -> Place:
+        with pytest.raises(BudgetSpentError):
+            tx.extend("telemetry", entries(20, "x" * 100))
+        return tx.extend("telemetry", entries(2, "x"))
+
+    assert (await node.store.write(unit)).sequence == 1
+    assert [row.place.sequence for row in await node.rows("telemetry") if row.place] == [1, 2]
+
+
+async def test_many_in_a_lane_that_drops_leave_what_single_ones_leave_o3(node: Node) -> None:
+    node.outbox.lanes["telemetry"] = Lane("telemetry", budget=2000, when_full="drop-oldest")
+    many = entries(20, "x" * 100)
+    first = await node.store.write(lambda tx: tx.extend("telemetry", many))
+    kept = [row.key for row in await node.rows("telemetry")]
+    books = await node.sqlite.read(_books)
+
+    def singly(tx: UnitOfWork) -> None:
+        for each in many:
+            tx.extend("telemetry", [each])
+
+    await node.store.write(singly)
+    assert (first.sequence, [row.key for row in await node.rows("telemetry")]) == (1, kept)
+    assert await node.sqlite.read(_books) == books
+
+
+def _books(tx: Transaction) -> int:
+    return int(tx.execute("select bytes from forebay_origin where lane = 'telemetry'")[0]["bytes"])

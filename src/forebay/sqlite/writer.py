@@ -11,7 +11,7 @@ from threading import Thread
 from uuid import uuid4
 
 from forebay.crash_points import reach
-from forebay.errors import StoreError, StoreFullError
+from forebay.errors import StoreClosedError, StoreError, StoreFullError
 from forebay.sqlite.connection import truncate_log
 from forebay.sqlite.disk import Disk
 from forebay.sqlite.failures import DamagedError, mapped
@@ -76,6 +76,8 @@ class Writer:
         self._untidy = True
         self._answers = Answers()
         self._queue = WorkQueue()
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[Work] = []
         self._rest: list[Work] = []
         self._connection: sqlite3.Connection | None = None
         self.opening = ""
@@ -94,16 +96,33 @@ class Writer:
             raise
 
     def submit(self, work: Work) -> None:
-        """Queue ``work``; its future is resolved once its group has ended.
+        """Queue ``work``; its future is resolved once its group has ended. From the event loop.
+
+        What one round of the event loop submits is handed over together: a thread that is woken for the first unit of
+        many wants the interpreter while the others are being made.
 
         Raises:
             StoreClosedError: ``stop`` was called, or the thread has died.
         """
-        self._queue.submit(work)
+        if self._queue.closed:
+            raise StoreClosedError("the store is closed")
+        self._gathered.append(work)
+        if len(self._gathered) == 1:
+            self._loop.call_soon(self._hand_over)
 
     def stop(self) -> None:
         """Take no more units; the thread ends after those that are queued."""
+        self._hand_over()
         self._queue.stop()
+
+    def _hand_over(self) -> None:
+        works, self._gathered = self._gathered, []
+        try:
+            self._queue.submit(*works)
+        except StoreClosedError as error:  # the thread has died meanwhile
+            for work in works:
+                work.fail(StoreClosedError(error.args[0]))
+            self._answers.give(works)
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the event loop after commits; return a function that ends it."""
