@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.atomic_batches import pour
 from bench.backlog import FRAMED, SINGLE, Kind, relaying, write_backlog
-from bench.consumption import FRAME, postgres_server
+from bench.consumption import FRAME, packing, postgres_server
 from bench.contest import Benchmark, Goal, Measure, Run
 from bench.effects import check_once
 from bench.environments import NATS_OUTBOX, SQLOUTBOX, python_with
@@ -59,7 +59,7 @@ async def poured(count: int, sync: str, folder: Path, *, framed: bool = False) -
         async with broker(server.url, ["ledger"]):
             pass
         fleet = Fleet(1)
-        seconds = await pour(server.url, fleet.frames(count, FRAME) if framed else fleet.make(count))
+        seconds = await pour(server.url, fleet.frames(count, FRAME, packing()) if framed else fleet.make(count))
         check_once(await stored(server.url), range(count))
     finally:
         server.kill()

@@ -19,8 +19,8 @@ LOOK = 0.01
 """Seconds between two looks at a stream."""
 LIMIT = 240.0
 """Seconds after which a stream that does not fill is given up, and the run with it."""
-PULL = 1_000
-"""Messages of a request."""
+PULL, PULL_BYTES = 1_000, 8 * 2**20
+"""Messages of a request, and bytes of about as many as it may bring: a server hangs up on what reads too slowly."""
 
 
 class _Numbered(msgspec.Struct):
@@ -107,6 +107,7 @@ async def stored(url: str, stream: str = "EVENTS") -> list[int]:
     try:
         info = await client.jetstream().stream_info(stream)
         left = info.state.messages
+        most = max(1, min(PULL, PULL_BYTES * left // max(1, info.state.bytes)))
         config = {"ack_policy": "none", "deliver_policy": "all", "mem_storage": True}
         answer = await client.request(
             f"$JS.API.CONSUMER.CREATE.{stream}",
@@ -118,7 +119,7 @@ async def stored(url: str, stream: str = "EVENTS") -> list[int]:
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
         while left:
-            batch = min(PULL, left)
+            batch = min(most, left)
             await client.publish(pull, msgspec.json.encode({"batch": batch, "expires": 30_000_000_000}), reply=inbox)
             for _ in range(batch):
                 message = await subscription.next_msg(timeout=30)

@@ -1,6 +1,6 @@
 """The benchmarks: ``make bench``, or ``python -m bench.suite``.
 
-    python -m bench.suite                          # everything, 5 rounds: 45 minutes on a quiet machine
+    python -m bench.suite                          # everything, 5 rounds: 45 minutes on an idle machine
     python -m bench.suite --only consumption       # one of them, put into the results that there are
     python -m bench.suite --quick                  # everything at sizes that only show that it works
     python -m bench.suite --from bench/results/performance.json   # run nothing, print what was kept
