@@ -31,6 +31,17 @@ TABLES = (
 )
 """The tables in which the gateway keeps a row for each event."""
 
+PRAGMAS = (
+    "auto_vacuum=incremental",
+    "journal_mode=wal",
+    "synchronous=full",
+    "wal_autocheckpoint=256",
+    f"journal_size_limit={4 * 2**20}",
+    "cache_size=-2000",
+    "temp_store=memory",
+)
+"""What the engine's store sets as well; foreign keys are not looked at, which SQLite does not do unasked."""
+
 RATE = Measure(name="events", unit="events/s")
 
 _TOLD = """
@@ -71,10 +82,13 @@ async def executemany(seconds: float, folder: Path) -> dict[str, float]:
         for (table,) in database.execute(TABLES).fetchall():
             query = "select sql from sqlite_schema where tbl_name = ? and sql is not null"
             schema += [sql for (sql,) in database.execute(query, (table,))]
-            rows = database.execute(f"select * from {table}").fetchall()
-            inserts[f"insert into {table} values ({', '.join('?' * len(rows[0]))})"] = rows
+            # As they came: in the order of a primary key that is a digest they would be inserted faster.
+            order = "length(message_id), message_id" if table.startswith("client") else "epoch, sequence"
+            rows = database.execute(f"select * from {table} order by {order}").fetchall()
+            if rows:  # one of them is the table of a release before
+                inserts[f"insert into {table} values ({', '.join('?' * len(rows[0]))})"] = rows
     with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as database:
-        for pragma in ("journal_mode=wal", "synchronous=full", "foreign_keys=off", "wal_autocheckpoint=256"):
+        for pragma in PRAGMAS:
             database.execute(f"pragma {pragma}")
         for sql in schema:
             database.execute(sql)

@@ -106,6 +106,7 @@ def test_a_link_without_a_fault_passes_everything_on(echo: int) -> None:
         payload = bytes(range(256)) * 1000
         assert exchange(connection, payload) == payload
         assert link.accepted == 1
+        assert link.carried == (len(payload), len(payload))
 
 
 def test_a_link_with_a_delay_takes_that_long_each_way(echo: int) -> None:
