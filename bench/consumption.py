@@ -228,8 +228,8 @@ def postgres_server() -> PostgresServer:
 
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    ours, peers = (2_000, 100) if quick else (150_000, 8_000)
-    framed = 10_000 if quick else 500_000
+    ours, peers = (2_000, 100) if quick else (120_000, 8_000)
+    framed = 70_000 if quick else 400_000
     ours_postgres, peers_postgres = (1_000, 100) if quick else (40_000, 8_000)
     single, batch = partial(start_ours, "ledger"), partial(start_ours, "ledger_batch")
     plain = partial(start_peer, "bench.peers.inbox_nats_py", NATS_PY)

@@ -148,7 +148,7 @@ async def finished(program: Program) -> None:
 
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    ours, limit, framed = (3_000, 3_000, 5_000) if quick else (80_000, 100_000, 400_000)
+    ours, limit, framed = (3_000, 3_000, 5_000) if quick else (60_000, 80_000, 300_000)
     # Where each message is synced alone a peer sends a few hundred a second.
     peers = {"always": 100, "default": 300} if quick else {"always": 2_500, "default": 8_000}
     columns: dict[str, Run] = {}

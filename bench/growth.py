@@ -179,7 +179,7 @@ def archive(quick: bool, most: int = MOST) -> Benchmark:
 
 def epochs(quick: bool) -> Benchmark:
     """Return the benchmark of epochs."""
-    count = 2_000 if quick else 100_000
+    count = 2_000 if quick else 80_000
     columns: dict[str, Run] = {
         f"{many:,} {'epoch' if many == 1 else 'epochs'}": partial(in_epochs, many, count)
         for many in ((1, 50) if quick else EPOCHS)
@@ -200,7 +200,7 @@ def epochs(quick: bool) -> Benchmark:
 
 def sizes(quick: bool) -> Benchmark:
     """Return the benchmark of the bytes of an event."""
-    counts = {10: 100_000, 100: 100_000, 1_000: 60_000, 10_000: 15_000}
+    counts = {10: 80_000, 100: 80_000, 1_000: 50_000, 10_000: 12_000}
     columns: dict[str, Run] = {
         f"{size:,} bytes": partial(of_size, size, 300 if quick else counts[size]) for size in SIZES
     }

@@ -184,7 +184,7 @@ async def _steadily(
 
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    writes = {10: 5, 100: 20, 1000: 50} if quick else {10: 80, 100: 1_000, 1000: 10_000}
+    writes = {10: 5, 100: 20, 1000: 50} if quick else {10: 50, 100: 800, 1000: 6_000}
     return Benchmark(
         name="latency",
         title="From the answer at the edge to the effect in the core",

@@ -111,7 +111,7 @@ def table_bytes(path: Path, table: str) -> int:
 
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    count, most, questions = (2_000, 200, 100) if quick else (120_000, 10_000, 5_000)
+    count, most, questions = (2_000, 200, 100) if quick else (100_000, 10_000, 5_000)
     columns = {
         "1 node": partial(measure, 1, count, questions),
         "64 nodes": partial(measure, 64, count, questions),

@@ -107,7 +107,7 @@ def _confirmed(folder: Path) -> int:
 
 def benchmark(quick: bool) -> Benchmark:
     """Return the benchmark; ``quick`` only shows that it works."""
-    count = 2_000 if quick else 30_000
+    count = 2_000 if quick else 20_000
     name = "bytes on the link, framed telemetry"
     framed = "forebay, in frames, zstd"
     return Benchmark(
