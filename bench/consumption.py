@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.contest import Benchmark, Goal, Measure, Run
 from bench.effects import Effects, PostgresEffects, SqliteEffects, check_once
 from bench.environments import FASTSTREAM, NATS_PY, python_with
 from bench.failures import LeftOutError
 from bench.fleet import Fleet, Pack, fill
-from bench.profiling import profiled
 from bench.program import ENVIRONMENT, Program
-from bench.resident import processor_seconds
 from bench.services.metering import Sampled, frames_are_there
+from bench.watching import Took, watch
 from forebay.errors import ConfigurationError
 from forebay.jetstream.publishing import Outgoing
 from forebay.testing.nats_server import NatsServer
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
     from forebay.testing.postgres_server import PostgresServer
 
 NODES = 64
-LIMIT = 240.0
-"""Seconds after which a column is given up, and the run with it."""
 LOOK = 0.005
 """Seconds between two looks at a consumer's database."""
 
@@ -122,39 +117,18 @@ async def measure(start: Start, count: int, postgres: bool, folder: Path, *, mak
             effects.close()
     finally:
         server.kill()
-    return {RATE.name: count / took.seconds, PROCESSOR.name: took.processor / count * 1e6}
-
-
-class Took(NamedTuple):
-    """What it took from the last look that found no effect to the first that found all.
-
-    ``processor`` is in seconds as well.
-    """
-
-    seconds: float
-    processor: float
+    return {RATE.name: took.rate, PROCESSOR.name: took.processor / took.events * 1e6}
 
 
 async def until_all(
     effects: Effects, count: int, said: Callable[[], str], pid: int | None, process: str = "consumer"
 ) -> Took:
-    """Wait for all effects of a process; return what it took. It is profiled from its first effect on."""
-    limit = time.monotonic() + LIMIT
-    began, looked, used = time.perf_counter(), 0.0, 0.0
-    found = 0
-    async with AsyncExitStack() as profiling:
-        while found < count:
-            first = not found
-            looked = time.perf_counter()
-            found = effects.count(count)  # a moment, and nothing else is to be done here
-            if not found:
-                began, used = looked, processor_seconds(pid or 0)
-            elif first:
-                await profiling.enter_async_context(profiled(process, pid))
-            if time.monotonic() > limit:
-                raise RuntimeError(f"{found} of {count} events took effect in {LIMIT:g} s: {said()}")
-            await asyncio.sleep(LOOK)
-        return Took(looked - began, processor_seconds(pid or 0) - used)
+    """Wait for all effects of a process; return what was seen."""
+
+    async def look() -> int:
+        return effects.count(count)  # a moment, and nothing else is to be done here
+
+    return await watch(look, count, every=LOOK, said=said, pid=pid, process=process)
 
 
 async def start_ours(name: str, nats: str, folder: Path, url: str) -> tuple[Stoppable, Effects, Callable[[], str]]:

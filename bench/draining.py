@@ -22,15 +22,15 @@ RATE = Measure(name="events", unit="events/s")
 SYNCS = {"always": "always", "default": "2m"}
 
 _TOLD = """
-A node has a backlog on its disk when it finds its broker; measured from outside: from the last look at the stream
-that found it empty to the first that found everything (a look each 10 ms). Each relay is a process that is started
-then. `always` and `default` are the broker's `sync_interval`. The limit is what the same server takes in atomic
-batches of at most 1,000 messages or 1 MiB that were put together beforehand and are poured into a bare socket, four
-under way. nats-outbox: its own command with 1,000 events a tick, the most that it allows, and no line of log for each
-event. sqloutbox leaves the sending to a writer of one's own: here one that publishes a batch concurrently and waits
-for all acknowledgements; its pause between two batches of 500 is set from a second to a millisecond. Its file is
-written with `synchronous=NORMAL`, which it does not let one change: it promises less. Leaf node: a leaf's stream that
-holds the backlog, sourced by a stream of the hub which is made then.
+A node has a backlog on its disk when it finds its broker; measured from outside: from the first look at the stream
+that finds something, without what it finds, to the first that finds everything (a look each 10 ms). Each relay is a
+process that is started then. `always` and `default` are the broker's `sync_interval`. The limit is what the same
+server takes in atomic batches of at most 1,000 messages or 1 MiB that were put together beforehand and are poured
+into a bare socket, four under way. nats-outbox: its own command with 1,000 events a tick, the most that it allows,
+and no line of log for each event. sqloutbox leaves the sending to a writer of one's own: here one that publishes a
+batch concurrently and waits for all acknowledgements; its pause between two batches of 500 is set from a second to a
+millisecond. Its file is written with `synchronous=NORMAL`, which it does not let one change: it promises less. Leaf
+node: a leaf's stream that holds the backlog, sourced by a stream of the hub which is made then.
 """
 
 
@@ -44,11 +44,11 @@ async def relayed(kind: Kind, count: int, sync: str, folder: Path) -> dict[str, 
         await write_backlog(kind, count, folder)
         async with Look(server.url, subject=kind.stored_subject) as look, relaying(server.url, folder) as process:
             said = partial(process.log.read_text, errors="replace")
-            seconds = await look.until(count, said, process.pid)
+            took = await look.until(count, said, process.pid)
         check_once(await stored(server.url), range(count))
     finally:
         server.kill()
-    return {RATE.name: count / seconds}
+    return {RATE.name: took.rate}
 
 
 async def poured(count: int, sync: str, folder: Path, *, framed: bool = False) -> dict[str, float]:
@@ -79,13 +79,13 @@ async def sqloutbox(count: int, sync: str, folder: Path) -> dict[str, float]:
         relay = Program([*module, "relay", str(folder / "outbox"), server.url], folder / "relay.log")
         try:
             async with Look(server.url) as look:
-                seconds = await look.until(count, relay.tail)
+                took = await look.until(count, relay.tail)
         finally:
             relay.kill()
         check_once(await stored(server.url), range(count))
     finally:
         server.kill()
-    return {RATE.name: count / seconds}
+    return {RATE.name: took.rate}
 
 
 async def nats_outbox(count: int, sync: str, folder: Path) -> dict[str, float]:
@@ -106,14 +106,14 @@ async def nats_outbox(count: int, sync: str, folder: Path) -> dict[str, float]:
         relay = Program(command, folder / "relay.log", settings)
         try:
             async with Look(server.url) as look:
-                seconds = await look.until(count, relay.tail)
+                took = await look.until(count, relay.tail)
         finally:
             relay.kill()
         check_once(await stored(server.url), range(count))
     finally:
         database.close()
         server.kill()
-    return {RATE.name: count / seconds}
+    return {RATE.name: took.rate}
 
 
 async def sourced(count: int, sync: str, folder: Path) -> dict[str, float]:
@@ -124,11 +124,11 @@ async def sourced(count: int, sync: str, folder: Path) -> dict[str, float]:
         await pour(pair.leaf_url, lean(count))
         async with Look(pair.hub_url, HUB_STREAM) as look:
             await pair.start_hub()
-            seconds = await look.until(count)
+            took = await look.until(count)
         check_once(await stored(pair.hub_url, HUB_STREAM), range(count))
     finally:
         await pair.close()
-    return {RATE.name: count / seconds}
+    return {RATE.name: took.rate}
 
 
 def lean(count: int) -> list[Outgoing]:

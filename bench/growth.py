@@ -36,7 +36,7 @@ _ARCHIVED = """
 The archive of this project, which keeps every body with five indexes and an inbox beside them, consumes the next
 events of 64 nodes; columns differ in how many it has by then. The first thousand came as all do; up to the size of
 the column its rows were multiplied by SQL, with the numbers that would have followed, and the inbox's watermarks were
-set to them. Measured from the first event beyond that to the last.
+set to them. Measured from the first of the next events to the last.
 """
 _EPOCHS = """
 One node sends the same number of events in more and more epochs, as if its store had been opened anew so often; they
@@ -63,18 +63,18 @@ async def archived(before: int, count: int, folder: Path) -> dict[str, float]:
         fleet = Fleet(NODES)
     shutil.copytree(filled, folder / "data")
     fleet.skip(rounds * SEED)
-    seconds = await _consume(fleet.make(count), rounds * SEED, count, folder)
+    rate = await _consume(fleet.make(count), rounds * SEED, count, folder)
     path = _path(folder)
     check_once(_numbers(path), range(rounds * SEED + count))
     return {
-        RATE.name: count / seconds,
+        RATE.name: rate,
         EVENT.name: table_bytes(path, "archived") / (rounds * SEED + count),
         SIZE.name: path.stat().st_size / 2**20,
     }
 
 
 async def _consume(messages: list[Outgoing], before: int, count: int, folder: Path) -> float:
-    """Let the archive consume messages; return the seconds from the first new event to the last."""
+    """Let the archive consume messages; return how many a second."""
     server = NatsServer(folder / "nats", sync_interval="2m")
     await server.start()
     core = ServiceProcess(
@@ -94,9 +94,9 @@ async def _consume(messages: list[Outgoing], before: int, count: int, folder: Pa
     try:
         await fill(server.url, ["archive"], messages, service="*")
         core.start()
-        seconds, _ = await until_all(effects, count, said, core.pid, "archive")
+        took = await until_all(effects, count, said, core.pid, "archive")
         core.stop()
-        return seconds
+        return took.rate
     finally:
         effects.close()
         core.kill()

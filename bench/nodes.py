@@ -50,7 +50,7 @@ async def measure(nodes: int, count: int, questions: int, folder: Path) -> dict[
         await fill(server.url, [CONSUMER], messages)
         process, effects, said = await start_ours(CONSUMER, server.url, folder, "")
         try:
-            seconds, _ = await until_all(effects, count, said, process.pid)
+            took = await until_all(effects, count, said, process.pid)
             answers = await _ask(server.url, fleet, nodes, count, questions)
         finally:
             process.kill()
@@ -59,7 +59,7 @@ async def measure(nodes: int, count: int, questions: int, folder: Path) -> dict[
     finally:
         server.kill()
     size = table_bytes(folder / "data" / "core" / f"{CONSUMER}.db", "forebay_inbox")
-    return {RATE.name: count / seconds, EPOCH.name: size / nodes, ANSWERS.name: answers}
+    return {RATE.name: took.rate, EPOCH.name: size / nodes, ANSWERS.name: answers}
 
 
 async def _ask(url: str, fleet: Fleet, nodes: int, count: int, questions: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,9 +36,9 @@ BUSY = Measure(name="machine busy", unit="%", more_is_better=False)
 
 _TOLD = """
 The same consumer as "forebay, PostgreSQL" above, in one, two and four processes that share the partitions of the
-stream. They are frozen once each has its share, the events are published, and they go on together: measured from then
-until everything is committed. Beside the rate stands who took the processors meanwhile: 1.5 is one and a half of them
-all the time. Where the machine is busy to nearly 100 %, more processes cannot bring more.
+stream. They are frozen once each has its share, the events are published, and they go on together. Beside the rate
+stands who took the processors meanwhile: 1.5 is one and a half of them all the time. Where the machine is busy to
+nearly 100 %, more processes cannot bring more.
 """
 
 _SPREAD = """
@@ -74,9 +75,11 @@ async def measure(processes: int, count: int, folder: Path) -> dict[str, float]:
         before = {name: used() for name, used in others.items()}
         consumed = _used(pids)
         async with machine_busy() as busy:
+            began = time.perf_counter()
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
-            seconds, _ = await until_all(effects, count, said, pids[0], "first of the consumers")
+            took = await until_all(effects, count, said, pids[0], "first of the consumers")
+            seconds = time.perf_counter() - began
         found = {name: (used() - before[name]) / seconds for name, used in others.items()}
         found[CONSUMERS.name] = (_used(pids) - consumed) / seconds
         for member in members:
@@ -89,7 +92,7 @@ async def measure(processes: int, count: int, folder: Path) -> dict[str, float]:
             effects.close()
         database.close()
         server.kill()
-    return {RATE.name: count / seconds, **found, BUSY.name: busy.share * 100}
+    return {RATE.name: took.rate, **found, BUSY.name: busy.share * 100}
 
 
 async def _spread(database: PostgresServer, url: str, processes: int) -> bool:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import Any
 
 import msgspec
 import nats
 
-from bench.profiling import profiled
+from bench.watching import Took, watch
 from forebay.identity import parse_message_id
 
 LOOK = 0.01
 """Seconds between two looks at a stream."""
-LIMIT = 240.0
-"""Seconds after which a stream that does not fill is given up, and the run with it."""
 PULL, PULL_BYTES = 1_000, 8 * 2**20
 """Messages of a request, and bytes of about as many as it may bring: a server hangs up on what reads too slowly."""
 
@@ -70,30 +65,15 @@ class Look:
         found = await self._ask(f"STREAM.INFO.{self._stream}", None)
         return int(found["state"]["messages"]) if "state" in found else 0
 
-    async def until(self, count: int, said: Callable[[], str] = str, relay: int | None = None) -> float:
-        """Wait for so many events; return the seconds from the last look that found none to the first with all.
+    async def until(self, count: int, said: Callable[[], str] = str, relay: int | None = None) -> Took:
+        """Wait for so many events; return what was seen.
 
         Args:
             count: how many.
             said: tells how the relay does.
-            relay: its process id; it is profiled from its first event on.
+            relay: its process id.
         """
-        limit = time.monotonic() + LIMIT
-        began, looked = time.perf_counter(), 0.0
-        found = 0
-        async with AsyncExitStack() as profiling:
-            while found < count:
-                first = not found
-                looked = time.perf_counter()
-                found = await self.events()
-                if not found:
-                    began = looked
-                elif first:
-                    await profiling.enter_async_context(profiled("edge process", relay))
-                if time.monotonic() > limit:
-                    raise RuntimeError(f"{found} of {count} events were stored in {LIMIT:g} s: {said()[-1000:]}")
-                await asyncio.sleep(LOOK)
-            return looked - began
+        return await watch(self.events, count, every=LOOK, said=said, pid=relay, process="edge process")
 
     async def _ask(self, subject: str, body: object) -> dict[str, Any]:
         request = b"" if body is None else msgspec.json.encode(body)

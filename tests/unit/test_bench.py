@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 import xml.etree.ElementTree as Xml
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from bench.services.metering import Metered
 from bench.spread import Spread, percentile, ratio, spread
 from bench.stream_reading import numbers_of
 from bench.suite import BENCHMARKS, main
+from bench.watching import watch
 
 RATE = Measure(name="events", unit="events/s")
 WAIT = Measure(name="p99", unit="ms", more_is_better=False)
@@ -369,3 +371,28 @@ def test_a_frame_of_simulated_nodes_holds_consecutive_events_of_one() -> None:
     assert ids == [f"{one}-1-2", f"{other}-1-2", f"{one}-3-4", f"{other}-3-4"]
     assert [number for each in made for number in numbers_of(each.headers, each.body)] == list(range(8))
     assert {each.subject for each in made} == {f"evt.house-{node}.meter.{Metered.spec.kind}" for node in (0, 1)}
+
+
+async def test_what_the_first_look_finds_does_not_count() -> None:
+    seen = iter([0, 40, 70, 100])
+    looks: list[float] = []
+
+    async def look() -> int:
+        looks.append(time.perf_counter())
+        return next(seen)
+
+    took = await watch(look, 100, every=0.01)
+    assert took.events == 60
+    assert took.seconds == pytest.approx(looks[3] - looks[1], abs=0.005)
+    assert took.rate == took.events / took.seconds
+
+
+async def test_what_one_look_finds_whole_counts_from_the_last_empty_one() -> None:
+    seen = iter([0, 100])
+
+    async def look() -> int:
+        return next(seen)
+
+    took = await watch(look, 100, every=0.01)
+    assert took.events == 100
+    assert took.seconds >= 0.01
