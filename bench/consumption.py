@@ -38,13 +38,12 @@ RATE = Measure(name="events", unit="events/s")
 PROCESSOR = Measure(name="processor", unit="\N{MICRO SIGN}s an event", more_is_better=False)
 
 _TOLD = """
-A stream holds the events of 64 nodes; then the consumer starts. Measured from its first committed effect to the last,
-in its database, from outside of its process, which is started anew: what it has to warm up counts in every column.
-Every column has one process, one row for the effect, and has it on disk before it acknowledges: SQLite with WAL and
-`synchronous=FULL`, PostgreSQL with its defaults. The peers keep a row for each message id in the transaction of its
-effect, and fetch 100 messages at a time. "In frames" has 1,000 events of a node in a message unless it says
-otherwise, packed with zstd where that is installed. The processor time is that of the consumer's process, without
-PostgreSQL's and the broker's.
+A stream holds the events of 64 nodes; then the consumer starts. Measured from outside of its process, in its
+database: from the first look that finds effects, without those, to the first that finds all. Every column has one
+process, one row for the effect, and has it on disk before it acknowledges: SQLite with WAL and `synchronous=FULL`,
+PostgreSQL with its defaults. The peers keep a row for each message id in the transaction of its effect, and fetch 100
+messages at a time. "In frames" has 1,000 events of a node in a message unless it says otherwise, packed with zstd
+where that is installed. The processor time is that of the consumer's process, without PostgreSQL's and the broker's.
 """
 
 

@@ -161,7 +161,7 @@ def benchmark(quick: bool) -> Benchmark:
             f"limit, in frames, {name}": partial(poured, framed, sync, framed=True),
             f"sqloutbox, {name}": partial(sqloutbox, peers[name], sync),
             f"nats-outbox, PostgreSQL, {name}": partial(nats_outbox, peers[name], sync),
-            f"leaf node, {name}": partial(sourced, limit, sync),
+            f"leaf node, {name}": partial(sourced, limit if name == "default" else peers[name], sync),
         }
         title = f"relay, `sync_interval: {name}`"
         goals += [
