@@ -163,16 +163,12 @@ def benchmark(quick: bool) -> Benchmark:
             f"nats-outbox, PostgreSQL, {name}": partial(nats_outbox, peers[name], sync),
             f"leaf node, {name}": partial(sourced, limit if name == "default" else peers[name], sync),
         }
-        title = f"relay, `sync_interval: {name}`"
-        goals += [
-            Goal(name=title, column=f"forebay, {of}{name}", measure=RATE.name, value=0.8, beside=f"limit, {of}{name}")
-            for of in ("", "in frames, ")
-        ]
-        if name == "always":
-            goals.append(Goal(name=title, column="forebay, always", measure=RATE.name, value=27_000, hint=True))
-            goals.append(
-                Goal(name=title, column="forebay, in frames, always", measure=RATE.name, value=300_000, hint=True)
-            )
+        for of, hint in (("", 27_000.0), ("in frames, ", 300_000.0)):
+            title = f"relay, {of}`sync_interval: {name}`"
+            column = f"forebay, {of}{name}"
+            goals.append(Goal(name=title, column=column, measure=RATE.name, value=0.8, beside=f"limit, {of}{name}"))
+            if name == "always":
+                goals.append(Goal(name=title, column=column, measure=RATE.name, value=hint, hint=True))
     return Benchmark(
         name="draining",
         title="Edge: draining a backlog",
