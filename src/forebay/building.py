@@ -20,13 +20,13 @@ from forebay.envelope import identify
 from forebay.errors import ForebayError, LinkError, MessageError
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, parse_message_id, partition_of
-from forebay.intake import HandlerFailedError
 from forebay.positions import positions_of
 from forebay.projection import Effects, Lacking, Rebuild, advance, asked, effects, had_effect
 from forebay.protocol.archive import ArchivedMessage
 from forebay.protocol.rebuilding import Plan
 from forebay.replaying import Progress, Step, begin, later, load, passed, plan, progress, replay
 from forebay.sequences import within
+from forebay.taken import HandlerFailedError
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 

@@ -21,13 +21,14 @@ from forebay.gaps import holes, record_gap
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, Origin, Place, parse_place, partition_of
 from forebay.inbox import Inbox, epochs_of
-from forebay.intake import Failing, Intake, Taken
+from forebay.intake import Intake
 from forebay.parking import leave_branch
 from forebay.protocol.archive import ArchivedMessage
 from forebay.protocol.closing import given_up, is_beyond, known_prevs, lost, next_hole, open_below, own_branch, targets
 from forebay.protocol.confirmation import OriginQuestion
 from forebay.protocol.inbox import Due, OriginInbox, Step
 from forebay.sequences import Range
+from forebay.taken import Failing, Taken
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 

@@ -18,10 +18,11 @@ from forebay.delivery import Delivery
 from forebay.errors import MessageError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import parse_message_id
-from forebay.intake import HandlerFailedError, Taken, one_line, take_all
+from forebay.intake import take_all
 from forebay.positions import forget_causes
 from forebay.redrive import Rows
 from forebay.retries import FAILURES_IN_A_ROW, Retries, anyone
+from forebay.taken import HandlerFailedError, Taken, one_line
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskStatus
 
+from forebay.arrivals import Arrivals, Arrived
 from forebay.backoff import Backoff
 from forebay.committing import Committing
 from forebay.crash_points import reach
@@ -25,7 +26,6 @@ from forebay.delivery import Delivery
 from forebay.errors import ForebayError, LinkError, StoreError, TopologyError
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS
-from forebay.intake import Taken
 from forebay.jetstream.claims import claim_durable
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.pulling import REQUEST_EXPIRES, SHARED_EXPIRES, Pull
@@ -37,15 +37,10 @@ from forebay.partitions import LOOK, AllPartitions, NotTheReaderError, Partition
 from forebay.positions import Position, forget_foreign, positions_of, write_position
 from forebay.redrive import PartitionRows
 from forebay.responding import NotAskedError
+from forebay.taken import Taken
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
-
-BATCH = 1000
-"""Deliveries of one transaction."""
-
-BATCH_BYTES = 1024 * 1024
-"""Bytes of their bodies, or one delivery: a transaction of many large frames would hold up all others."""
 
 FOREIGN_KEPT = 7 * 24 * 3600
 """Seconds for which foreign ids are kept at least (I7)."""
@@ -88,7 +83,7 @@ class Consumer:
         self._looked_at = 0.0
         self._settling: Counter[int] = Counter()
         self._again: set[int] = set()
-        self._buffers: dict[int, deque[Pulled]] = {partition: deque() for partition in range(PARTITIONS)}
+        self._arrivals = Arrivals()
         self._pulls: dict[int, Pull] = {}
         self._wakened = anyio.Event()
         self._broken: str | None = None
@@ -158,7 +153,7 @@ class Consumer:
         """
         info = await consumer_info(self._connection, self.stream, self.durable(partition))
         committed = self.committed.get(partition, 0)
-        return info.pending == 0 and info.delivered <= committed and not self._buffers[partition]
+        return info.pending == 0 and info.delivered <= committed and not self._arrivals.any_of(partition)
 
     def durable(self, partition: int) -> str:
         """The name of a partition's durable."""
@@ -209,7 +204,7 @@ class Consumer:
         pull = self._pulls.pop(partition)
         self.turns += 1
         await pull.end()
-        self._buffers[partition].clear()
+        self._arrivals.clear(partition)
         self.committed.pop(partition, None)
         self._rewinds.pop(partition, None)
 
@@ -224,7 +219,7 @@ class Consumer:
             await claim_durable(
                 self._connection, self.stream, self.name, self._handlers.services, partition, self._store_id
             )
-            self._buffers[partition].clear()
+            self._arrivals.clear(partition)
             sequence = await self._standing(state, positions.get(partition))
             pull = Pull(
                 self._connection,
@@ -255,7 +250,7 @@ class Consumer:
     # --- reading
 
     def _deliver(self, partition: int, _: Pull, pulled: Pulled) -> None:
-        self._buffers[partition].append(pulled)
+        self._arrivals.add(partition, pulled)
         self._wakened.set()
 
     def _pull_broken(self, partition: int, _: Pull, reason: str) -> None:
@@ -299,7 +294,7 @@ class Consumer:
                     if self._rewinds:
                         await self._rewind()
                     retried = await self.committing.retry_due()
-                    batch = [] if self.suspended else self._next_batch()
+                    batch = [] if self.suspended else self._arrivals.next_batch()
                     if batch:
                         reach("consume.delivered")
                         with anyio.CancelScope(shield=True):  # a commit is never cut off from its acknowledgement
@@ -322,30 +317,14 @@ class Consumer:
         pauses = [self._retries.until_next(), LOOK if self._partitions.shared else None]
         return min((each for each in pauses if each is not None), default=None)
 
-    def _next_batch(self) -> list[tuple[int, Pulled]]:
-        """Take what waits, in order per partition, a fair share of each partition."""
-        ready = [partition for partition, buffer in self._buffers.items() if buffer]
-        count, size = (BATCH // len(ready), BATCH_BYTES // len(ready)) if ready else (0, 0)
-        batch: list[tuple[int, Pulled]] = []
-        for partition in ready:
-            buffer, left = self._buffers[partition], size
-            for _ in range(min(count, len(buffer))):
-                pulled = buffer.popleft()
-                batch.append((partition, pulled))
-                left -= len(pulled.body)
-                if left <= 0:
-                    break
-        return batch
-
-    async def _commit(self, batch: list[tuple[int, Pulled]]) -> None:
+    async def _commit(self, batch: list[Arrived]) -> None:
         def committed(first: int, end: int) -> None:
             self._acknowledge(batch[first:end])
             reach("consume.acknowledged")
 
         deliveries = [_delivery(partition, pulled) for partition, pulled in batch]
         done = await self.committing.commit(self.stream, self.incarnation or "", deliveries, committed)
-        for partition, pulled in reversed(batch[done:]):  # suspended: it comes back first
-            self._buffers[partition].appendleft(pulled)
+        self._arrivals.put_back(batch[done:])  # suspended
 
     # --- what else changes the state of origins (S7)
 
@@ -408,7 +387,7 @@ class Consumer:
         self._rewinds.clear()
         self._break("events that were given up are read again")
 
-    def _acknowledge(self, batch: list[tuple[int, Pulled]]) -> None:
+    def _acknowledge(self, batch: list[Arrived]) -> None:
         last = dict(batch)  # the last of each partition: ack_policy all
         for partition, pulled in last.items():
             if partition not in self._rewinds and partition in self._pulls:

@@ -26,9 +26,9 @@ from forebay.followed import FollowedLane, Page
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, parse_place, partition_of
 from forebay.inbox import answered, epochs_of
-from forebay.intake import Failing, Taken
 from forebay.parking import Whose
 from forebay.protocol.confirmation import VERSION, Answer, EpochAnswer, OriginQuestion, Question
+from forebay.taken import Failing, Taken
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 

@@ -7,17 +7,14 @@ with that event among those to park: handlers may run twice before they count on
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-
-import msgspec
 
 from forebay.command import Command
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
 from forebay.envelope import Identity, Message, decode_message, identify
 from forebay.errors import (
-    ForebayError,
     ForgedSourceError,
     FrameFoundError,
     HeaderError,
@@ -33,6 +30,7 @@ from forebay.identity import Origin, Place
 from forebay.inbox import Inbox
 from forebay.parking import ABANDONED, BEHIND, FOREIGN_LANE, HANDLER, LATE, Parked, Parking, origin_of
 from forebay.protocol.inbox import Due, OriginInbox, Step, Verdict
+from forebay.taken import Failing, HandlerFailedError, Taken
 from forebay.unframing import Event as FrameEvent
 from forebay.unframing import alone, identity_of, read_alone
 from forebay.unit_of_work import UnitOfWork
@@ -46,41 +44,6 @@ _POSITION = """
 _CAUSE = """
     insert into forebay_cause (node, service, cause, seen_at) values (:node, :service, :cause, :seen_at)
     on conflict do nothing returning 1"""
-
-
-class HandlerFailedError(ForebayError):
-    """A handler raised; nothing of its transaction was kept.
-
-    Attributes:
-        index: the delivery during which it happened, in the batch that was taken.
-        message_id: of the failing event; with a batch handler, of the first of the events it had.
-        alone: whether it is certain that this very event failed.
-    """
-
-    retryable = True
-
-    def __init__(self, index: int, message: Message, *, alone: bool, cause: Exception) -> None:
-        super().__init__(f"the handler of {message.type} failed on {message.message_id}: {one_line(cause)}")
-        self.index = index
-        self.message_id = message.message_id
-        self.alone = alone
-
-
-Failing = Mapping[str, str]
-"""Message ids of events that are to be parked, each with what its handler raised."""
-
-
-class Taken(msgspec.Struct):
-    """What one transaction did with its deliveries, in events."""
-
-    applied: int = 0
-    skipped: int = 0
-    duplicates: int = 0
-    held: int = 0
-    parked: int = 0
-    filled: int = 0
-    missing: int = 0
-    expired: int = 0
 
 
 class Intake:
@@ -461,8 +424,3 @@ def _read(identity: Identity, delivery: Delivery, event: FrameEvent | None) -> M
     if isinstance(event, Message):
         return event
     raise event.error
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's type and the first line of its message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -24,13 +24,13 @@ from forebay.followers import Followers
 from forebay.gaps import holes
 from forebay.handlers import Handlers
 from forebay.identity import PARTITIONS, partition_of
-from forebay.intake import Failing, Taken
 from forebay.intent_box import IntentBox
 from forebay.partitions import NotTheReaderError
 from forebay.projection import ask, stop
 from forebay.redrive import discard, retry
 from forebay.registry import remove_node
 from forebay.relay import Relay
+from forebay.taken import Failing, Taken
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 

@@ -11,11 +11,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from forebay.books import Books
-from forebay.intake import Taken
 from forebay.marks import late_events
 from forebay.panes import open_windows
 from forebay.running import RunningService
 from forebay.saga.instances import counts
+from forebay.taken import Taken
 from forebay.transaction import Row, Transaction
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

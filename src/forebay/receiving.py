@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -88,7 +87,7 @@ class CommandConsumer(Consumer):
         await self._retries.look()
         position = (await self._store.read(positions_of, self.stream)).get(0)
         stands = position is not None and position.incarnation == incarnation and position != self._distrusted
-        self._buffers[0] = deque()
+        self._arrivals.clear(0)
         self._expected = position if stands and position is not None and position.sequence else None
         self.committed[0] = 0
         pull = Pull(

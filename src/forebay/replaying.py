@@ -13,10 +13,11 @@ from forebay.delivery import Delivery
 from forebay.errors import StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Origin
-from forebay.intake import Intake, Taken
+from forebay.intake import Intake
 from forebay.projection import Effects
 from forebay.protocol.rebuilding import EpochWork, Plan
 from forebay.sequences import Range
+from forebay.taken import Taken
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork
 

@@ -10,9 +10,10 @@ import anyio
 
 from forebay.errors import BodyError, ForebayError, MessageError, StoreError, UnknownVersionError
 from forebay.handlers import Handlers
-from forebay.intake import Failing, Intake, Taken, one_line
+from forebay.intake import Intake
 from forebay.parking import HANDLER, Parked
 from forebay.redrive import Rows, due, next_retry, postpone
+from forebay.taken import Failing, Taken, one_line
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ from forebay.envelope import Message, decode_message, encode_headers, identify
 from forebay.frame import encode_frame
 from forebay.handlers import Handlers
 from forebay.identity import Place, partition_of
-from forebay.intake import Taken, take_all
+from forebay.intake import take_all
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.sqlite import MigrationSet
+from forebay.taken import Taken
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitStore
 from tests.stores import AnyStore, open_store

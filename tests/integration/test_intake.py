@@ -11,10 +11,11 @@ from forebay.committing import FORGET_INTERVAL, Committing
 from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
-from forebay.intake import HandlerFailedError, take_all
+from forebay.intake import take_all
 from forebay.redrive import discard, due, postpone
 from forebay.retries import retry_one
 from forebay.sqlite import MigrationSet
+from forebay.taken import HandlerFailedError
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
 from tests.stores import written_for
 

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from forebay.intake import Taken
+from forebay.taken import Taken
 from forebay.testing.nats_server import NatsServer
 from tests.faults.fleet import ROOT
 from tests.services.command_line import Running, forebay, running

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import forebay
-from forebay.intake import Taken
+from forebay.taken import Taken
 
 SOURCE = Path(forebay.__file__).parent
 PAGE = SOURCE.parents[1] / "docs" / "metrics-and-logs.md"
