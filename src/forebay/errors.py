@@ -74,6 +74,8 @@ class HeaderError(MessageError):
 class FrameFoundError(HeaderError):
     """A message that was read as one event is a frame of several."""
 
+    reason = "frame"
+
 
 class BodyError(MessageError):
     """The body does not decode to the event's type."""

@@ -365,7 +365,7 @@ async def test_every_filter_has_an_index(core: Core, wanted: dict[str, str], ind
 
     def plan(tx: Transaction) -> str:
         sql = f"explain query plan {queries.ids_where(condition)}"
-        return " ".join(row["detail"] for row in tx.execute(sql, after=0, limit=10, **params))
+        return " ".join(row["detail"] for row in tx.execute(sql, after=0, upto=2**62, limit=10, **params))
 
     found = await core.store.read(plan)
     assert found.startswith("SEARCH archived USING")

@@ -14,14 +14,13 @@ import os
 import sys
 from importlib import import_module
 
-# sqlite-utils loads what development tools brought, where it is installed: most of a second.
-for _name in ("pandas", "numpy"):
-    sys.modules[_name] = None  # type: ignore[assignment]
-
 _PR_SET_PTRACER, _ANYBODY = 0x59616D61, -1
 
 
 def main() -> None:
+    # sqlite-utils loads what development tools brought, where it is installed: most of a second.
+    for name in ("pandas", "numpy"):
+        sys.modules[name] = None  # type: ignore[assignment]
     script = import_module(sys.argv[1])
     import_module("sqlite_utils")  # the migrations load it late
     while line := sys.stdin.readline():
