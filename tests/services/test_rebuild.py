@@ -30,7 +30,7 @@ from forebay.testing.nats_server import NatsServer
 from forebay.testing.service_process import ServiceProcess
 from forebay.testing.waiting import until
 from tests.integration.rig import eventually, rows
-from tests.services.command_line import called
+from tests.services.command_line import called, forebay
 
 ROOT = Path(__file__).parents[2]
 SLICE = ROOT / "tests" / "data" / "journey-store-330-week.ndjson.gz"
@@ -135,9 +135,10 @@ async def test_a_new_release_rebuilds_an_old_read_model_though_it_is_killed_arou
                 assert '"declared": 2,\n    "in_use": 1,' in listed.stdout
                 to = tmp_path / "export"
                 words = ("archive", "export", "--to", str(to), "--data", str(data), "--today", "--json")
-                exported = called(ROOT, *words)
+                exported = forebay(ROOT, *words)
+                assert exported.returncode == 0, exported.stderr
                 assert [row["events"] for row in json.loads(exported.stdout)] == [len(first)], exported.stderr
-                assert called(ROOT, *words[:-1]).stdout == "nothing is left to export\n"
+                assert forebay(ROOT, *words[:-1]).stdout == "nothing is left to export\n"
                 core.kill()
 
                 leave_file(database, msgspec.json.encode(RebuildProjection()))

@@ -87,9 +87,13 @@ def test_exactly_the_successful_units_of_random_groups_are_kept(futures: Any, gr
         kept: list[str] = []
         for number, kinds in enumerate(groups):
             works = [Work(unit, (kind, f"{number}.{at}"), {}, futures()) for at, kind in enumerate(kinds)]
-            verdict = group.run(works)
-            assert verdict.broken is None
-            assert verdict.committed == any(EXPECTED[kind] is None for kind in kinds)
+            verdicts = [group.run(works)]
+            while left := group.rest:  # a group that takes too long leaves the rest to the next one
+                group.rest = []
+                verdicts.append(group.run(left))
+            assert all(verdict.broken is None for verdict in verdicts)
+            committed = any(verdict.committed for verdict in verdicts)
+            assert committed == any(EXPECTED[kind] is None for kind in kinds)
             for at, (kind, work) in enumerate(zip(kinds, works, strict=True)):
                 expected = EXPECTED[kind]
                 if expected is None:
