@@ -535,7 +535,8 @@ async def test_who_wrote_little_is_answered_while_others_write_much(open_store: 
     assert await asyncio.gather(first, *others) == [None, True, True, True]
 
 
-async def test_units_of_one_round_of_the_loop_share_a_group(open_store: Open) -> None:
+async def test_units_of_one_round_of_the_loop_share_a_group(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.sqlite.group.GROUP_TIME", LIMIT)
     store = await open_store()
     commits = 0
 

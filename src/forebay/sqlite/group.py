@@ -42,6 +42,7 @@ class Group:
         What the units raise ends in their answers; only what is no ``Exception`` comes out of here.
         """
         verdict = Verdict()
+        self.rest = []
         self._batches = deque([works])
         while self._batches:
             batch = self._batches.popleft()
