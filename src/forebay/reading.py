@@ -12,6 +12,7 @@ from forebay.clock_offsets import ClockOffsets
 from forebay.closing import Closing
 from forebay.consumer import Consumer
 from forebay.filling import Filling
+from forebay.forgetting import Forgetting
 from forebay.jetstream.connection import Connection
 from forebay.needs import NeedsAnswering
 from forebay.outbox import Outbox
@@ -38,6 +39,7 @@ class Reading(NamedTuple):
     answering: Answering
     filling: Filling
     needs: NeedsAnswering
+    forgetting: Forgetting
     archive: ArchiveAnswering | None
 
 
@@ -71,6 +73,7 @@ def reading(
         Answering(consumer, closing, store, store_id, connection, offsets),
         Filling(consumer, handlers, store, reader),
         NeedsAnswering(consumer, handlers.services, store, connection),
+        Forgetting(consumer, store, connection),
         ArchiveAnswering(consumer, store, connection, kept, store_id) if kept is not None else None,
     )
 

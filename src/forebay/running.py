@@ -306,7 +306,8 @@ class RunningService:
         reads, sends, takes = self._reading, self._sending, self._taking
         together: list[Part | None] = [self.intents]
         if reads is not None:
-            together = [reads.consumer, reads.answering, reads.filling, reads.needs, reads.archive, self.intents]
+            together = [reads.consumer, reads.answering, reads.filling, reads.needs, reads.forgetting, reads.archive]
+            together.append(self.intents)
         for part in together:
             if part is not None:
                 await tasks.start(part.run)
