@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,23 +53,24 @@ def test_a_lock_on_the_log_that_cannot_be_given_back_does_not_stop_the_node_unti
     with ForkServer(WRITE.module) as server:
         folder = tmp_path / "undisturbed"
         said_too = ["-P", str(folder / "journal"), "-e", "trace=fcntl,write"]
-        number = _given_back_after_an_answer(run(server, folder, said_too).splitlines())
-        found = disturb(WRITE, server, Point("fcntl", number, "error=EIO"), tmp_path / "disturbed")
-    assert (found.reached, found.wrong) == (True, [])
-    said = [line.split()[0] for line in (tmp_path / "disturbed" / "journal").read_text().splitlines()]
+        for number in _given_back_after_an_answer(run(server, folder, said_too).splitlines()):
+            folder = tmp_path / str(number)
+            found = disturb(WRITE, server, Point("fcntl", number, "error=EIO"), folder)
+            assert not found.wrong, number
+            said = [line.split()[0] for line in (folder / "journal").read_text().splitlines()]
+            if said.count("refused"):  # threads take turns: the call may have been another one in this run
+                break
     assert said.count("refused") == 1
     assert said.count("ack") == UNITS - 1
-    assert said.index("refused") < max(at for at, word in enumerate(said) if word == "ack")
+    assert said[-2:] == ["freed", "end"]
 
 
-def _given_back_after_an_answer(calls: Sequence[str]) -> int:
-    """Return which locking call of the writing thread gives back the lock on the log, once a write was answered."""
+def _given_back_after_an_answer(calls: Sequence[str]) -> Iterator[int]:
+    """Yield which locking calls of the writing thread give back the lock on the log, once a write was answered."""
     answered = next(at for at, call in enumerate(calls) if '"ack ' in call)
     thread = next(call for call in calls if " fcntl(" in call).split()[0]
     locking = [(at, call) for at, call in enumerate(calls) if call.startswith(f"{thread} ") and " fcntl(" in call]
     lock = f"l_start={FIRST_READERS_LOCK}, l_len=1"
-    return next(
-        number  # strace counts the calls of each thread by itself
-        for number, ((_, taken), (at, call)) in enumerate(pairwise(locking), 2)
-        if at > answered and "F_WRLCK" in taken and "F_UNLCK" in call and lock in taken and lock in call
-    )
+    for number, ((_, taken), (at, call)) in enumerate(pairwise(locking), 2):  # strace counts each thread by itself
+        if at > answered and "F_WRLCK" in taken and "F_UNLCK" in call and lock in taken and lock in call:
+            yield number

@@ -42,14 +42,12 @@ async def crash_at(point: str, system: System) -> None:
     process.kill()
     if point == FIRST_HEARD:
         change(system.database(process.node, "meter"), "update forebay_store set confirmed_by = null")
-    times = 1 if point in (*AFTER_LOSS, FIRST_HEARD) else system.dice.choice(TIMES)
+    times = 1 if point == FIRST_HEARD else system.dice.choice(TIMES)
     process.environment[VARIABLE] = f"{point}:{times}"
     try:
         process.start()
         with suppress(AssertionError):  # it may end at the point before it is ready
             await process.ready()
-        if point in AFTER_LOSS:
-            await lose_unseen(system)
         with anyio.move_on_after(PATIENCE):
             while process.running:  # noqa: ASYNC110 - a child process sets no event
                 await anyio.sleep(0.02)
@@ -60,13 +58,43 @@ async def crash_at(point: str, system: System) -> None:
     await system.restart(process)
 
 
+async def crash_after_loss(point: str, system: System) -> None:
+    """The same at a point that is reached once the broker has lost something; it may get there before that, too."""
+    process = system.core if point.partition(".")[0] in OF_CORE else any_edge(system)
+    revived = anyio.Event()
+
+    async def revive() -> None:
+        while process.running:  # noqa: ASYNC110 - a child process sets no event
+            await anyio.sleep(0.02)
+        system.crashed[point] += process.wait() == -9
+        del process.environment[VARIABLE]
+        await system.restart(process)
+        revived.set()
+
+    process.kill()
+    process.environment[VARIABLE] = f"{point}:1"
+    process.start()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(revive)
+            await lose_unseen(system)
+            with anyio.move_on_after(PATIENCE):
+                await revived.wait()
+            tasks.cancel_scope.cancel()
+    finally:
+        process.environment.pop(VARIABLE, None)
+    if not revived.is_set():
+        await system.restart(process)
+
+
 async def crash_anywhere(system: System) -> None:
     await crash_at(system.dice.choice(sorted(set(REACHABLE) - set(AFTER_LOSS))), system)
 
 
 def crash_nemesis(point: str) -> Nemesis:
     """Return the fault that a process ends at one point."""
-    return Nemesis(f"crash-at-{point}", partial(crash_at, point), quiet=point in AFTER_LOSS)
+    crash = crash_after_loss if point in AFTER_LOSS else crash_at
+    return Nemesis(f"crash-at-{point}", partial(crash, point), quiet=point in AFTER_LOSS)
 
 
 CRASH_POINTS = (Nemesis("crash-point", crash_anywhere),)
