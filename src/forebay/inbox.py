@@ -30,10 +30,13 @@ _given_up = msgspec.json.Decoder(tuple[int, int, int])
 
 _COLUMNS = "epoch, lane, prev, watermark, held, missing, wanted, decided, given_up, abandoned_after"
 
-_EPOCHS = f"""
-    select {_COLUMNS} from forebay_inbox
-    where node = :node and service = :service and (
-      epoch in (:epoch, :prev) or held <> '[]' or decided <> '{{}}' or abandoned_after is not null)"""
+EPOCHS = f"""
+    select {_COLUMNS} from forebay_inbox where node = :node and service = :service and epoch in (:epoch, :prev)
+    union
+    select {_COLUMNS} from forebay_inbox where node || '/' || service = :node || '/' || :service
+      and (held <> '[]' or decided <> '{{}}' or abandoned_after is not null)"""
+"""An event's epoch, the one before it, and those of its origin that wait, as the index ``forebay_inbox_waiting`` has
+them."""
 
 _ALL = f"select {_COLUMNS} from forebay_inbox where node = :node and service = :service"
 
@@ -77,7 +80,7 @@ class Inbox:
         prev = identity.prev.epoch if identity.prev else ""
         if place.epoch not in origin.epochs or (prev and prev not in origin.epochs):
             key = {"node": identity.node, "service": identity.service}
-            self._read(origin, _EPOCHS, **key, epoch=place.epoch, prev=prev)
+            self._read(origin, EPOCHS, **key, epoch=place.epoch, prev=prev)
         return origin
 
     def whole(self, node: str, service: str) -> OriginInbox:

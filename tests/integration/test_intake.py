@@ -11,13 +11,15 @@ from forebay.committing import FORGET_INTERVAL, Committing
 from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
+from forebay.inbox import EPOCHS
 from forebay.intake import take_all
 from forebay.redrive import discard, due, postpone
 from forebay.retries import retry_one
 from forebay.sqlite import MigrationSet
 from forebay.taken import HandlerFailedError
+from forebay.transaction import Transaction
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
-from tests.stores import written_for
+from tests.stores import on_postgres, written_for
 
 SCHEMA = "create table effect (id integer primary key autoincrement, n integer not null, message_id text not null);"
 BODY = b'{"n":%d}'
@@ -530,3 +532,15 @@ async def test_b5_causes_are_forgotten_while_a_reader_runs_for_months(core: Core
     now += 1
     await committing.retry_due()
     assert await known() == ["a"]
+
+
+async def test_ten_thousand_epochs_of_a_node_are_not_looked_through_for_each_of_its_events(core: Core) -> None:
+    def plan(tx: Transaction) -> list[str]:
+        rows = tx.execute(f"explain query plan {EPOCHS}", node="n", service="s", epoch=NEW, prev=OLD)
+        return [row["detail"] for row in rows if row["detail"].startswith(("SEARCH", "SCAN"))]
+
+    if on_postgres():  # it plans by statistics
+        return
+    first, second = await core.store.read(plan)
+    assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in first
+    assert "forebay_inbox_waiting" in second

@@ -12,12 +12,13 @@ from forebay import frame as framing
 from forebay.committing import Committing
 from forebay.delivery import Delivery
 from forebay.errors import HeaderError
+from forebay.handlers import Handlers
 from forebay.identity import Place
 from forebay.intake import take_all
 from forebay.redrive import discard, due
 from forebay.retries import FAILURES_IN_A_ROW, retry_one
 from tests.integration.arrivals import NEW, OLD, Core, Stream
-from tests.integration.test_intake import FAILING, effects, event, handlers, opened_at, watermark
+from tests.integration.test_intake import FAILING, Rung, effects, event, handlers, opened_at, watermark
 
 
 @pytest.fixture
@@ -198,8 +199,8 @@ async def test_a_frame_that_says_nothing_for_certain_is_parked_and_its_places_st
 class Committed:
     """A reader's commits over the test's store."""
 
-    def __init__(self, core: Core) -> None:
-        self.committing = Committing("sales", handlers(), core.store)
+    def __init__(self, core: Core, with_handlers: Handlers | None = None) -> None:
+        self.committing = Committing("sales", with_handlers or handlers(), core.store)
 
     async def take(self, deliveries: Sequence[Delivery]) -> int:
         return await self.committing.commit("EVENTS", "2017", deliveries, lambda _first, _end: None)
@@ -228,33 +229,31 @@ async def test_failures_in_a_row_within_a_frame_suspend_the_reader_f2(core: Core
     assert await watermark(core) == len(failing)  # they are retried from the parking, and nothing new is taken in
 
 
-async def test_a_frame_that_the_commit_finds_at_fault_is_tried_event_by_event(tmp_path: Path, stream: Stream) -> None:
-    async with opened_at(tmp_path) as core:
-        await core.store.write(
-            lambda work: [
-                work.execute("create table known (n integer primary key)"),
-                work.execute(
-                    "create table strict_effect (n integer references known (n) deferrable initially deferred)"
-                ),
-                work.execute(
-                    "create trigger deferred_check after insert on effect"
-                    " begin insert into strict_effect (n) values (new.n); end"
-                ),
-                *[work.execute("insert into known (n) values (:n)", n=n) for n in (1, 3, 9)],
-            ]
-        )
-        reader = Committed(core)
+async def test_a_frame_that_the_commit_finds_at_fault_is_tried_event_by_event(core: Core, stream: Stream) -> None:
+    def prepare(work: UnitOfWork) -> None:
+        work.execute("create table known (n bigint primary key)")
+        work.execute("create table checked (n bigint references known (n) deferrable initially deferred)")
+        for n in (1, 3, 9):
+            work.execute("insert into known (n) values (:n)", n=n)
 
-        assert await reader.take([stream.frame(several(stream, 1, 3)), event(stream, 4, 9)]) == 2
+    def check(tx: UnitOfWork, event: Rung) -> None:
+        tx.execute("insert into checked (n) values (:n)", n=event.n)
 
-        assert [reason for reason, _ in await core.parked()] == ["handler"] * 3
-        assert await effects(core) == [9]
-        await core.store.write(wake, "1 = 1")
-        await reader.committing.retries.begin()
-        await reader.committing.retry_due()
-        assert sorted(await effects(core)) == [1, 3, 9]
-        ((_, left),) = await core.parked()
-        assert left == f"{OLD}-2"
+    checking = Handlers()
+    checking.add(Rung, check, batch=False)
+    await core.store.write(prepare)
+    reader = Committed(core, checking)
+
+    assert await reader.take([stream.frame(several(stream, 1, 3)), event(stream, 4, 9)]) == 2
+
+    assert [reason for reason, _ in await core.parked()] == ["handler"] * 3
+    assert await core.rows("select n from checked") == [{"n": 9}]
+    await core.store.write(wake, "1 = 1")
+    await reader.committing.retries.begin()
+    await reader.committing.retry_due()
+    assert await core.rows("select n from checked order by n") == [{"n": 1}, {"n": 3}, {"n": 9}]
+    ((_, left),) = await core.parked()
+    assert left == f"{OLD}-2"
 
 
 async def test_what_was_discarded_of_a_frame_stays_out_when_the_frame_comes_again(core: Core, stream: Stream) -> None:
