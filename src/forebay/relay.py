@@ -268,12 +268,14 @@ class Relay:
 
     async def _next(self, lane: str, state: LaneState, max_bytes: int) -> Batch:
         """Return what a lane has to send next."""
-        ahead, self._ahead = self._ahead, None
         room = state.room(max_bytes, self._publisher.max_payload)
-        limits = room.message, room.frames
-        if ahead is not None and (ahead.lane, ahead.place, ahead.limits) == (lane, state.sent, limits):
-            events = [packet.events for packet in ahead.batch.packets]
-            if sum(events) <= room.events and ahead.batch.size <= room.wire:
+        if self._ahead is not None and self._ahead.lane == lane:
+            ahead, self._ahead = self._ahead, None
+            packets = ahead.batch.packets
+            events = sum(packet.events for packet in packets)
+            # What has come since the look that found nothing has woken us: only a new one will find it.
+            fits = bool(packets) and events <= room.events and ahead.batch.size <= room.wire
+            if fits and (ahead.place, ahead.limits) == (state.sent, (room.message, room.frames)):
                 return ahead.batch
         return await self._store.read(self._packer.after, lane, state.sent, room)
 
