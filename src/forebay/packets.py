@@ -235,7 +235,7 @@ class _Writing:
             texts.append(text)
             size += len(text)
             following = 0 if alone else sequence + 1
-        if run.more and self.packets:
+        if run.more and self.packets and len(texts) < most_events:
             return False  # the last one is not full, and what fills it is there
         return not texts or self._frame(run, begin, texts)
 
