@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -112,7 +112,7 @@ async def stored(url: str, stream: str = "EVENTS") -> list[int]:
         await client.close()
 
 
-def numbers_of(headers: dict[str, str], body: bytes) -> list[int]:
+def numbers_of(headers: Mapping[str, str], body: bytes) -> list[int]:
     """Return the numbers of a message's events: one, or those of a frame."""
     lower = {name.lower(): value for name, value in headers.items()}
     if "batch" not in lower.get("content-type", ""):

@@ -13,7 +13,7 @@ import msgspec
 
 from forebay.clock import format_tick
 from forebay.drafts import NO_EXTRA
-from forebay.envelope import GATEWAY, add_optional, command_subject, event_subject, write_headers
+from forebay.envelope import GATEWAY, add_optional, command_subject, event_subject, percent_encode, write_headers
 from forebay.frame import (
     frame_headers,
     frames_take,
@@ -23,11 +23,13 @@ from forebay.frame import (
     write_event,
     write_more,
 )
+from forebay.headers import Headers
 from forebay.identity import MessageId, Place, retransmission_id
 from forebay.jetstream.publishing import Outgoing, encode_head
 from forebay.lanes import Frames
 from forebay.outbox import Outbox
 from forebay.packing import can_pack, pack
+from forebay.plain import write_plain
 from forebay.runs import Run
 from forebay.sequences import Range
 from forebay.transaction import Transaction
@@ -158,6 +160,8 @@ class _Writing:
         self._again = again
         self._packs = room.frames is not None and room.frames.zstd and can_pack()
         self._size = 0
+        self._types: dict[str, str] = {}
+        self._subjects: dict[str, str] = {}
         self.packets: list[Packet] = []
 
     def add(self, run: Run) -> bool:
@@ -176,6 +180,8 @@ class _Writing:
 
     def _single(self, run: Run, row: Sequence[Any]) -> Packet:
         sequence, kind, type_, key, time, hlc, cause, extra_text, body, _ = row
+        if extra_text is None:
+            return self._plain(run, row)
         extra = self._outbox.extra_of(extra_text)
         message_id = f"{run.epoch}-{sequence}"
         headers = write_headers(
@@ -194,12 +200,44 @@ class _Writing:
         add_optional(headers, cause, extra.traceparent, extra.tracestate)
         return self._packet(run, sequence, sequence, kind, headers, body)
 
+    def _plain(self, run: Run, row: Sequence[Any]) -> Packet:
+        """Write an event that has nothing but what every event has: most are like that."""
+        sequence, kind, type_, key, time, hlc, cause, _, body, _ = row
+        event_id = f"{run.epoch}-{sequence}"
+        head = write_plain(
+            retransmission_id(event_id) if self._again else event_id,
+            event_id,
+            self._source,
+            self._encoded(type_),
+            time,
+            NO_EXTRA.content_type,
+            None if key is None else percent_encode(key),
+            self._lane,
+            run.prev,
+            hlc,
+            cause,
+        )
+        outgoing = Outgoing(self._subject(kind), Headers(b"NATS/1.0\r\n%b\r\n" % head), body, head)
+        return Packet(run.epoch, sequence, sequence, outgoing, self._wire_bytes(outgoing))
+
+    def _encoded(self, type_: str) -> str:
+        found = self._types.get(type_)
+        if found is None:
+            found = self._types[type_] = percent_encode(type_)
+        return found
+
+    def _subject(self, kind: str) -> str:
+        found = self._subjects.get(kind)
+        if found is None:
+            if self._destination:
+                found = command_subject(self._destination, kind)
+            else:
+                found = event_subject(self._outbox.node, self._outbox.service, kind)
+            self._subjects[kind] = found
+        return found
+
     def _packet(self, run: Run, first: int, last: int, kind: str, headers: dict[str, str], body: bytes) -> Packet:
-        if self._destination:
-            subject = command_subject(self._destination, kind)
-        else:
-            subject = event_subject(self._outbox.node, self._outbox.service, kind)
-        outgoing = Outgoing(subject, headers, body, encode_head(headers), divisible=last > first)
+        outgoing = Outgoing(self._subject(kind), headers, body, encode_head(headers), divisible=last > first)
         return Packet(run.epoch, first, last, outgoing, self._wire_bytes(outgoing))
 
     def _add_frames(self, run: Run, frames: Frames) -> bool:

@@ -23,7 +23,8 @@ from forebay.envelope import (
 from forebay.errors import MessageError
 from forebay.headers import Headers
 from forebay.identity import Place
-from forebay.plain import read_plain
+from forebay.jetstream.publishing import encode_head
+from forebay.plain import read_plain, write_plain
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 EPOCHS = st.integers(0, 2**128 - 1).map("{:032x}".format)
@@ -193,3 +194,30 @@ def test_headers_in_any_mixture_are_read_alike_both_ways(pairs: list[tuple[str, 
     raw = "".join(f"{name}: {value}\r\n" for name, value in pairs)
     headers = Headers(f"NATS/1.0\r\n{raw}\r\n".encode())
     assert outcome("evt.0.n.s.k", headers, b"1") == outcome("evt.0.n.s.k", dict(headers), b"1")
+
+
+@given(messages())
+def test_the_headers_of_a_plain_event_are_written_in_one_go_as_name_by_name(message: Message) -> None:
+    plain = msgspec.structs.replace(
+        message,
+        id=message.message_id,
+        source=f"/{message.node}/{message.service}",
+        content_type=JSON,
+        attributes={},
+        traceparent=None,
+        tracestate=None,
+    )
+    written = write_plain(
+        plain.message_id,
+        plain.id,
+        plain.source,
+        percent_encode(plain.type),
+        format_time(plain.time),
+        JSON,
+        None if plain.key is None else percent_encode(plain.key),
+        plain.lane,
+        str(plain.prev or "none"),
+        plain.hlc,
+        plain.cause,
+    )
+    assert written == encode_head(encode_headers(plain))

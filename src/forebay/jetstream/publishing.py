@@ -52,7 +52,7 @@ class Outgoing(NamedTuple):
     """
 
     subject: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
     head: bytes = b""
     divisible: bool = False
