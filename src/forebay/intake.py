@@ -251,16 +251,18 @@ class Intake:
         self, identity: Identity, delivery: Delivery, event: FrameEvent | None = None, suspect: str | None = None
     ) -> None:
         """Make an event's effect, unless something is in its way; ``suspect`` says why that is not even tried now."""
-        if self._is_abandoned(identity):
+        if identity.caused and self._is_abandoned(identity):
             branch = "a restore of its emitter left it behind: it is emitted again"
             return self._park(delivery, identity, ABANDONED, branch, alone=True, on_request=True)
-        if self.parking.blocks(identity):
+        if not self.parking.empty and self.parking.blocks(identity):
             return self._park(delivery, identity, BEHIND, "an earlier event of its key is parked")
         try:
             message = _read(identity, delivery, event)
-            self._check_sender(identity)
+            expires = None
+            if identity.destination:
+                self._check_sender(identity)
+                expires = expiry_of(message)
             found = self._handlers.find(message)
-            expires = expiry_of(message) if identity.destination else None
         except MessageError as error:
             return self._park(delivery, identity, error.reason, str(error))
         if found is None:
@@ -269,10 +271,13 @@ class Intake:
         failed = self._failing.get(message.message_id, suspect)
         if failed is not None:
             return self._park(delivery, identity, HANDLER, failed)
-        if identity.place is not None and not self._is_first(identity, message):
+        if message.cause is not None and identity.place is not None and not self._is_first(identity, message):
             self.taken.duplicates += 1
             return None
-        self._make(*found, message, expires)
+        if expires is None:
+            self._handle(*found, message)
+        else:
+            self._make(*found, message, expires)
         return None
 
     def _check_sender(self, identity: Identity) -> None:
@@ -296,7 +301,7 @@ class Intake:
 
     def _is_abandoned(self, identity: Identity) -> bool:
         """Whether a restore of its emitter left this event behind (B5); only what has a cause is emitted again."""
-        if identity.place is None or not identity.caused:
+        if identity.place is None:
             return False
         known = self.inbox.of(identity, identity.place)
         if all(state.abandoned_after is None for state in known.epochs.values()):

@@ -63,7 +63,7 @@ def read_plain(raw: bytes) -> Plain | None:
         match = _PLAIN.fullmatch(raw.decode("ascii"))
     except UnicodeDecodeError:
         return None
-    return None if match is None else Plain._make(match.groups())
+    return None if match is None else tuple.__new__(Plain, match.groups())
 
 
 def write_plain(

@@ -255,11 +255,11 @@ class Pull:
             self._receive_status(message)
 
     def _receive_message(self, message: Incoming) -> None:
-        tokens = message.reply.split(".")
         # $JS.ACK.<stream>.<durable>.<n>.<stream seq>.<consumer seq>.<time>.<pending>, or with domain and account first
-        at = 5 if len(tokens) == 9 else 7
+        tokens = message.reply.split(".")
+        numbers = tokens[5:] if len(tokens) == 9 else tokens[7:11]
         try:
-            stream_sequence, consumer_sequence, timestamp, pending = map(int, tokens[at : at + 4])
+            stream_sequence, consumer_sequence, timestamp, pending = map(int, numbers)
         except ValueError:
             self._break(f"an acknowledgement subject of a form that is not known: {message.reply}")
             return
