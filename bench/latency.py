@@ -53,16 +53,20 @@ def measure_of(name: str, rate: int) -> Measure:
     return Measure(name=f"{name}, {rate}/s", unit="ms", more_is_better=False, drawn=rate == 100 and name in SHARES)
 
 
+KEPT = 3.0
+"""Seconds that a connection may lie idle: the server closes it after five."""
+
+
 class Writers:
     """Keep-alive connections to an edge process; as many as are needed at a time."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def write(self, number: int) -> bool:
         """Post one reading."""
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await self._connection()
         body = b'{"meter":"meter-%d","number":%d,"cents":1}' % (number % 7, number)
         writer.write(
             b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
@@ -71,12 +75,20 @@ class Writers:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         at = head.find(b"content-length:")
         await reader.readexactly(int(head[at + 15 :].split(b"\r", 1)[0]))
-        self._idle.append((reader, writer))
+        self._idle.append((time.monotonic(), reader, writer))
         return head.startswith(b"http/1.1 201")
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            since, reader, writer = self._idle.pop()
+            if time.monotonic() - since < KEPT:
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self._port)
 
     def close(self) -> None:
         """Hang up."""
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
 
 
