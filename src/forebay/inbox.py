@@ -30,13 +30,14 @@ _given_up = msgspec.json.Decoder(tuple[int, int, int])
 
 _COLUMNS = "epoch, lane, prev, watermark, held, missing, wanted, decided, given_up, abandoned_after"
 
+_OF_EPOCH = f"select {_COLUMNS} from forebay_inbox where node = :node and service = :service and epoch ="
+
 EPOCHS = f"""
-    select {_COLUMNS} from forebay_inbox where node = :node and service = :service and epoch in (:epoch, :prev)
-    union
+    {_OF_EPOCH} :epoch union all {_OF_EPOCH} :prev union all
     select {_COLUMNS} from forebay_inbox where node || '/' || service = :node || '/' || :service
       and (held <> '[]' or decided <> '{{}}' or abandoned_after is not null)"""
 """An event's epoch, the one before it, and those of its origin that wait, as the index ``forebay_inbox_waiting`` has
-them."""
+them; one of them may come twice."""
 
 _ALL = f"select {_COLUMNS} from forebay_inbox where node = :node and service = :service"
 
@@ -179,10 +180,10 @@ class Inbox:
                 "lane": state.lane,
                 "prev": str(state.prev or "none"),
                 "watermark": state.passed.watermark,
-                "held": msgspec.json.encode(state.passed.ranges).decode(),
-                "missing": msgspec.json.encode(state.missing).decode(),
-                "wanted": msgspec.json.encode(state.wanted).decode(),
-                "decided": msgspec.json.encode(_Decided(state.dropped, state.withheld)).decode(),
+                "held": _json(state.passed.ranges),
+                "missing": _json(state.missing),
+                "wanted": _json(state.wanted),
+                "decided": _json(_Decided(state.dropped, state.withheld)) if state.decided else "{}",
                 "given_up": msgspec.json.encode(state.given_up).decode() if state.given_up else None,
                 "abandoned_after": state.abandoned_after,
             }
@@ -191,6 +192,10 @@ class Inbox:
         ]
         if changed:
             self._tx.executemany(_SAVE, changed)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode() if value else "[]"
 
 
 def epochs_of(tx: Transaction, node: str, service: str, epochs: list[str]) -> dict[str, EpochState]:
@@ -254,9 +259,8 @@ def _delivery(partition: int, row: Row) -> Delivery:
 
 
 def _state(row: Row) -> EpochState:
-    state = EpochState(
-        row["lane"], parse_place(row["prev"]), SequenceSet(row["watermark"], _ranges.decode(row["held"]))
-    )
+    held = _ranges.decode(row["held"]) if row["held"] != "[]" else ()
+    state = EpochState(row["lane"], parse_place(row["prev"]), SequenceSet(row["watermark"], held))
     if row["missing"] != "[]":
         state.missing = _ranges.decode(row["missing"])
     if row["wanted"] != "[]":

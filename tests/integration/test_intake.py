@@ -541,6 +541,7 @@ async def test_ten_thousand_epochs_of_a_node_are_not_looked_through_for_each_of_
 
     if on_postgres():  # it plans by statistics
         return
-    first, second = await core.store.read(plan)
-    assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in first
-    assert "forebay_inbox_waiting" in second
+    own, before, waiting = await core.store.read(plan)
+    assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in own
+    assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in before
+    assert "forebay_inbox_waiting" in waiting
