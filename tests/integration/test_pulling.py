@@ -75,6 +75,26 @@ async def test_what_comes_while_it_waits_is_delivered(nats_server: NatsServer) -
         await reader.pull.end()
 
 
+async def test_a_subject_of_any_bytes_is_a_message_like_others(nats_server: NatsServer) -> None:
+    """The server takes them from whoever may publish below it: no reader may lose its connection for it, ever again."""
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        await create_durable(connection)
+        for kind in ("a\u00a0b".encode(), b"a\x0cb", b"a\x0bb", b"a\x1cb", b"a\xff"):
+            await connection.send(b"PUB evt.store-330.till.%b 1\r\nx\r\n" % kind)
+        async with Publisher(connection, "EVENTS") as publisher:
+            await publisher.publish(messages(1, 1))
+        reader = Reader(connection)
+        last = (await reader.pull.begin(0)).last
+        await until(lambda: len(reader.got) == last or bool(reader.broken))
+        assert reader.broken == []
+        assert connection.generation == 1
+        assert [each.subject.rpartition(".")[2] for each in reader.got] == [
+            "a\u00a0b", "a\x0cb", "a\x0bb", "a\x1cb", "a\ufffd", "sale-recorded"
+        ]  # fmt: skip
+        await reader.pull.end()
+
+
 async def test_the_durable_is_set_back_and_forth_and_never_beyond_the_end(nats_server: NatsServer) -> None:
     async with connected(nats_server.url) as connection, Publisher(connection, "EVENTS") as publisher:
         await filled(connection, 100)

@@ -12,7 +12,7 @@ from nats.errors import ProtocolError
 from forebay.jetstream.parser import MessageParser
 from forebay.jetstream.replies import Incoming
 
-SUBJECTS = st.from_regex(r"[a-z$_]{1,8}(\.[a-z0-9]{1,8}){0,3}", fullmatch=True)
+SUBJECTS = st.text(st.characters(exclude_characters=" \t\r\n", codec="utf-8"), min_size=1, max_size=12)
 HEADS = st.dictionaries(
     st.from_regex(r"[A-Za-z-]{1,12}", fullmatch=True), st.from_regex(r"[!-9;-~]{1,12}", fullmatch=True)
 )
@@ -97,6 +97,14 @@ def test_what_a_listener_raises_is_reported_and_the_next_message_comes() -> None
 def test_what_is_no_protocol_is_refused(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         parsed(MessageParser(Client()), line, [])
+
+
+def test_a_subject_that_is_no_text_is_read_as_far_as_it_is() -> None:
+    parser = MessageParser(Client())
+    seen: list[Incoming] = []
+    parser.listeners[7] = seen.append
+    parsed(parser, b"MSG evt.\xff.a 7 \xfe 1\r\nx\r\n", [])
+    assert [(each.subject, each.reply, each.body) for each in seen] == [("evt.\ufffd.a", "\ufffd", b"x")]
 
 
 def test_half_a_message_of_a_connection_that_is_gone_is_forgotten() -> None:

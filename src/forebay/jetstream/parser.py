@@ -85,18 +85,25 @@ class MessageParser(Parser):
 def _arguments(line: bytes) -> tuple[str, int, str, int, int]:
     """Return subject, subscription, reply subject, and the bytes of the headers and of the whole.
 
+    The server divides them by single spaces, and takes any other bytes in a subject: one that nobody can read must not
+    end the connection, for it would come again on the next one.
+
     Raises:
         ValueError: the line is of another form.
     """
-    words = line.decode().split()
-    if words[0] == "HMSG":
+    words = line.split(b" ")
+    if words[0] == b"HMSG":
         if len(words) == 6:
-            return words[1], int(words[2]), words[3], int(words[4]), int(words[5])
+            return _text(words[1]), int(words[2]), _text(words[3]), int(words[4]), int(words[5])
         _, subject, number, headed, length = words
-        return subject, int(number), "", int(headed), int(length)
-    if words[0] != "MSG":
+        return _text(subject), int(number), "", int(headed), int(length)
+    if words[0] != b"MSG":
         raise ValueError(words[0])
     if len(words) == 5:
-        return words[1], int(words[2]), words[3], 0, int(words[4])
+        return _text(words[1]), int(words[2]), _text(words[3]), 0, int(words[4])
     _, subject, number, length = words
-    return subject, int(number), "", 0, int(length)
+    return _text(subject), int(number), "", 0, int(length)
+
+
+def _text(subject: bytes) -> str:
+    return subject.decode("utf-8", "replace")
