@@ -289,10 +289,16 @@ class Relay:
                 found = await self._store.read(self._packer.after, lane, place, room)
                 self._ahead = _Ahead(lane, place, (room.message, room.frames), found)
 
+        settled, failure = 0, None
         async with anyio.create_task_group() as tasks:
             if batch.more and not state.singly:
                 tasks.start_soon(read_ahead)
-            settled, _ = await self._send(lane, state, batch)
+            try:
+                settled, _ = await self._send(lane, state, batch)
+            except StoreError as error:
+                failure = error  # raised outside: a task group would wrap it
+        if failure is not None:
+            raise failure
         if settled:
             state.sent = batch.packets[settled - 1].place
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from sqlite3 import connect
 from typing import Any
 
 import anyio
@@ -132,6 +133,22 @@ async def test_an_event_above_the_streams_limit_is_sent_again_once_it_is_raised_
             assert await stored(connection) == [*ids[1:4], *again, *more, ids[0], ids[4]]
             books = await service.store.read(lambda tx: tx.execute(LEDGER)[0])
             assert (books["written"], books["confirmed"]) == (7, 0)
+
+
+async def test_a_store_that_is_busy_when_an_event_is_to_be_withheld_pauses_the_relay_and_it_goes_on_o4(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection, serving(door(), connection, tmp_path) as service:
+        await until(lambda: relay_of(service).problem is not None)  # there is no stream yet
+        ids = await service.store.write(letters, ["a", BIG, "c"])
+        other = connect(tmp_path / NODE / "door.db", isolation_level=None)
+        other.execute("begin immediate")
+        await create_stream(connection, max_msg_size=8192)
+        await until(lambda: "locked" in (relay_of(service).problem or ""), 20)
+        other.close()
+        await until(lambda: relay_of(service).problem is None, 20)
+        await eventually(lambda: _is(service, [2]))
+        assert [each for each in await stored(connection) if each == ids[2]] == [ids[2]]
 
 
 async def _is(service: RunningService, sequences: list[int]) -> bool:
