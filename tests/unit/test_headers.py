@@ -18,6 +18,8 @@ from forebay.headers import NO_HEADERS, Headers
         ("NATS/1.0\r\nA: \N{SNOWMAN}\r\n\r\n".encode(), {"A": "\N{SNOWMAN}"}),
         (b"NATS/1.0\r\nA: \xff\r\n\r\n", {"A": "\N{REPLACEMENT CHARACTER}"}),
         (b"NATS/1.0\r\nA b:  1\r\n\xff: 2\r\nC: 3\r\n\r\n", {"C": "3"}),
+        (b"NATS/1.0\r\nA:b: c\r\nB : 2\r\nC d: 3\r\nE: 5\r\n\r\n", {"A": "b: c", "B": "2", "E": "5"}),
+        (b"NATS/1.0\r\n A: 1\r\nB: \x0b2\x0c\r\nC: 3\n\r\n\r\n", {"A": "1", "B": "2", "C": "3"}),
         (b"NATS/1.0 503\r\n\r\n", {"Status": "503"}),
         (b"NATS/1.0 404 No Messages\r\n\r\n", {"Status": "404", "Description": "No Messages"}),
         (
