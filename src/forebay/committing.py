@@ -125,9 +125,10 @@ class Committing:
                 message_id = _message_id(part[0].headers)
                 if len(part) > 1:
                     end = at + 1
-                elif message_id in failing:
+                elif list(failing) == [message_id]:
                     raise StoreError(f"{message_id} can neither be taken nor parked: {one_line(error)}") from error
                 else:
+                    failing.clear()  # of a frame none is tried again: it may be one that no handler failed on
                     self._failed(failing, message_id, one_line(error), error)
             else:
                 reach("consume.committed")

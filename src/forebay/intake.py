@@ -46,6 +46,11 @@ _CAUSE = """
     on conflict do nothing returning 1"""
 
 
+BATCH_BYTES = 8 * 1024 * 1024
+"""Bytes of bodies from which on a batch handler is called with what there is: the few bytes of a packed frame can stand
+for thousands of times as many, and a transaction takes in many frames."""
+
+
 class Intake:
     """One transaction's intake. Make one, ``take`` the deliveries in order, ``finish``; then the store commits."""
 
@@ -58,7 +63,7 @@ class Intake:
         self._failing = failing or {}
         self._batch: list[tuple[Event | Command | None, Message]] = []
         self._batch_of: Registration | None = None
-        self._batch_from = 0
+        self._batch_from = self._batch_bytes = 0
         self._index = 0
         self.inbox = Inbox(work)
         self.parking = Parking(work)
@@ -101,16 +106,24 @@ class Intake:
             for event in events:
                 self._take_event(identity_of(frame, event), alone(frame, event, delivery), event)
             return
-        # Where it is not known which events are at fault (a COMMIT does not say), each is tried by itself, from there.
+        # Where it is not known which events are at fault (a COMMIT does not say), each is tried by itself, from there;
+        # what stands before one that is known to fail was tried already.
         suspect = self._failing.get(frame.message_id)
-        for event in events:
-            if suspect is None and isinstance(event, Message) and event.cause is None and self.parking.empty:
+        tried = 0 if suspect is None else self._tried(frame, events)
+        for at, event in enumerate(events):
+            untried = suspect if at >= tried else None
+            if untried is None and isinstance(event, Message) and event.cause is None and self.parking.empty:
                 self._apply_event(frame, event, delivery)
             else:
-                self._apply(identity_of(frame, event), alone(frame, event, delivery), event, suspect)
+                self._apply(identity_of(frame, event), alone(frame, event, delivery), event, untried)
         known.settle_frame(first, frame.last)
         if known.due() is not None:
             self.drain(Origin(frame.node, frame.service, frame.lane), known, delivery.partition)
+
+    def _tried(self, frame: FrameIdentity, events: Sequence[FrameEvent]) -> int:
+        """Return how many of a frame's events, from the first, were tried: up to the last that is known to fail."""
+        known = (at for at in range(len(events), 0, -1) if f"{frame.epoch}-{frame.first + at - 1}" in self._failing)
+        return next(known, 0)
 
     def _park_frame(self, delivery: Delivery, error: MessageError) -> None:
         """Keep a frame that cannot be read: its origin waits behind it, as its places are not passed (F1)."""
@@ -324,7 +337,8 @@ class Intake:
                 self._run_batch()
                 self._batch_of, self._batch_from = registration, self._index
             self._batch.append((event, message))
-            if self._one_by_one:
+            self._batch_bytes += len(message.body)
+            if self._one_by_one or self._batch_bytes >= BATCH_BYTES:
                 self._run_batch()
             return
         self._run_batch()
@@ -345,7 +359,7 @@ class Intake:
         registration, batch = self._batch_of, self._batch
         if registration is None or not batch:
             return
-        self._batch_of, self._batch = None, []
+        self._batch_of, self._batch, self._batch_bytes = None, [], 0
         messages = [message for _, message in batch]
         try:
             if registration.event is None:

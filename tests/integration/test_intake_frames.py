@@ -7,17 +7,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from forebay import UnitOfWork, packing
+from forebay import Message, UnitOfWork, packing
 from forebay import frame as framing
 from forebay.committing import Committing
 from forebay.delivery import Delivery
+from forebay.drafts import MAX_EVENT_BYTES
 from forebay.errors import HeaderError
 from forebay.handlers import Handlers
 from forebay.identity import Place
-from forebay.intake import take_all
+from forebay.intake import BATCH_BYTES, take_all
 from forebay.redrive import discard, due
 from forebay.retries import FAILURES_IN_A_ROW, retry_one
-from tests.integration.arrivals import NEW, OLD, Core, Stream
+from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
 from tests.integration.test_intake import FAILING, Rung, effects, event, handlers, opened_at, watermark
 
 
@@ -229,6 +230,43 @@ async def test_failures_in_a_row_within_a_frame_suspend_the_reader_f2(core: Core
     assert await watermark(core) == len(failing)  # they are retried from the parking, and nothing new is taken in
 
 
+@pytest.mark.parametrize("early", [(), (3,)])
+async def test_what_comes_before_the_failures_in_a_row_takes_effect_and_what_is_untried_waits(
+    core: Core, stream: Stream, early: tuple[int, ...]
+) -> None:
+    bad = {*early, *range(11, 11 + FAILURES_IN_A_ROW)}
+    last = max(bad) + 5
+    events = [event(stream, at, FAILING if at in bad else at) for at in range(1, last + 1)]
+
+    reader = Committed(core)
+    assert await reader.take([stream.frame(events), event(stream, last + 1)]) == 1
+
+    assert reader.committing.suspended is not None
+    assert await effects(core) == [at for at in range(1, 11) if at not in bad]  # before anything later, without a key
+    assert await core.parked() == [("handler", f"{OLD}-{at}") for at in [*early, *range(11, last + 1)]]
+
+
+async def test_a_batch_handler_gets_no_more_bytes_at_once_than_fit_into_memory(tmp_path: Path, stream: Stream) -> None:
+    """A few packed bytes can stand for any number."""
+    got: list[int] = []
+
+    def keep(_: UnitOfWork, messages: list[Message]) -> None:
+        got.append(sum(len(message.body) for message in messages))
+
+    everything = Handlers()
+    everything.add_everything(keep)
+    large = b'{"n":1,"text":"%b"}' % (b"x" * 256 * 1024)
+    frames = [
+        stream.frame([stream.event(at, large, kind="rung") for at in range(first, first + 16)], packed=True)
+        for first in (1, 17, 33, 49, 65, 81)
+    ]
+    async with opened(tmp_path / "all.db", "all", everything, []) as core:
+        await core.take(frames)
+
+    assert sum(got) == 6 * 16 * len(large)
+    assert max(got) < BATCH_BYTES + MAX_EVENT_BYTES
+
+
 async def test_a_frame_that_the_commit_finds_at_fault_is_tried_event_by_event(core: Core, stream: Stream) -> None:
     def prepare(work: UnitOfWork) -> None:
         work.execute("create table known (n bigint primary key)")
@@ -254,6 +292,31 @@ async def test_a_frame_that_the_commit_finds_at_fault_is_tried_event_by_event(co
     assert await core.rows("select n from checked order by n") == [{"n": 1}, {"n": 3}, {"n": 9}]
     ((_, left),) = await core.parked()
     assert left == f"{OLD}-2"
+
+
+@pytest.mark.parametrize("failures", [1, FAILURES_IN_A_ROW])
+async def test_a_frame_with_failing_events_that_the_commit_finds_at_fault_too_is_parked(
+    core: Core, stream: Stream, failures: int
+) -> None:
+    def prepare(work: UnitOfWork) -> None:
+        work.execute("create table known (n bigint primary key)")
+        work.execute("create table checked (n bigint references known (n) deferrable initially deferred)")
+
+    def check(tx: UnitOfWork, event: Rung) -> None:
+        if event.n == FAILING:
+            raise ZeroDivisionError
+        tx.execute("insert into checked (n) values (:n)", n=event.n)
+
+    checking = Handlers()
+    checking.add(Rung, check, batch=False)
+    await core.store.write(prepare)
+    bad = range(3, 3 + failures)
+
+    events = [event(stream, at, FAILING if at in bad else at) for at in range(1, 20)]
+    assert await Committed(core, checking).take([stream.frame(events)]) == 1
+
+    assert await core.parked() == [("handler", f"{OLD}-{at}") for at in range(1, 20)]
+    assert await watermark(core) == 19
 
 
 async def test_what_was_discarded_of_a_frame_stays_out_when_the_frame_comes_again(core: Core, stream: Stream) -> None:
