@@ -37,12 +37,17 @@ ROOM = 8 * 1024 * 1024
 """Bytes that what is requested or delivered and not yet consumed may take, by the size of the last messages; at least
 two messages are asked for: a reader of eight partitions must not fill a small machine with frames of a megabyte."""
 
+REQUEST_BYTES = ROOM // 2
+"""Bytes after which a request ends, whatever it asked for: large messages may come after many small ones."""
+
 FIRST = 64
 """Messages that are asked for while their size is not known."""
 
 _ACK = b"+ACK"
 _EXPIRED = (404, 408)
-_RETRY = ("exceeded maxwaiting", "batch completed", "message size exceeds", "exceeded maxrequest")
+_RETRY = ("exceeded maxwaiting", "exceeded maxrequest")
+_USED_UP, _TOO_LARGE = "batch completed", "message size exceeds"
+"""How a request ends that named its bytes: with its last message, or before one for which they do not suffice."""
 
 
 class Delivery(NamedTuple):
@@ -115,6 +120,7 @@ class Pull:
         self._requested = self._unconsumed = 0
         self._fitting = FIRST
         self._mean_size = 0.0
+        self._large = False
         self._ack_reply = ""
         self._not_before = self._heard = 0.0
         self._last_consumer = self._last_stream = 0
@@ -176,6 +182,7 @@ class Pull:
         await self._reset(start)
         self._wake = asyncio.Event()
         self._requested = self._unconsumed = 0
+        self._large = False
         self._ack_reply = ""
         self._not_before = self._heard = 0.0
         self._last_consumer, self._last_stream = 0, start - 1
@@ -302,7 +309,11 @@ class Pull:
             return
         left = message.headers.get("Nats-Pending-Messages", "")
         self._requested = max(0, self._requested - int(left)) if left.isdigit() else 0
-        if status in _EXPIRED:
+        if status in _EXPIRED or (status == 409 and text.lower().startswith(_USED_UP)):
+            self._wake.set()
+        elif status == 409 and text.lower().startswith(_TOO_LARGE):
+            # Usually it is used up; where it took nothing at all, what comes is larger than that: alone, then.
+            self._large |= message.headers.get("Nats-Pending-Bytes") == str(REQUEST_BYTES)
             self._wake.set()
         elif status == 409 and text.lower().startswith(_RETRY):
             logger.info("pull.deferred", extra={"durable": self.durable, "reason": text})
@@ -321,7 +332,7 @@ class Pull:
                 await self._send_acknowledgement()
                 now = loop.time()
                 while now >= self._not_before and self._room() >= self._worth_asking:
-                    await self._ask(min(self._room(), self._batch), now)
+                    await self._ask(1 if self._large else min(self._room(), self._batch), now)
                 deadline = self._not_before if now < self._not_before else None
                 if self._requested:
                     silent_at = self._heard + 2 * self._heartbeat
@@ -343,6 +354,9 @@ class Pull:
             self._heard = now
         self._requested += count
         request = {"batch": count, "expires": int(self._expires * 1e9)}
+        if not self._large:
+            request["max_bytes"] = REQUEST_BYTES
+        self._large = False
         if 2 * self._heartbeat <= self._expires:  # the server refuses others
             request["idle_heartbeat"] = int(self._heartbeat * 1e9)
         await self._connection.publish(self._request_subject, msgspec.json.encode(request), reply=self._inbox)
