@@ -51,6 +51,8 @@ async def test_a_subscription_outlives_a_killed_broker_and_the_way_back_takes_a_
         await connection.publish("greet.b", b"2")
         await until(lambda: len(seen) == 2)
         await subscription.unsubscribe()
+        assert connection._client is not None
+        assert len(connection._client._parser.listeners) == 1  # the answers': a reader that begins anew leaves nothing
         await connection.publish("greet.c", b"3")
         await connection.flush(2)
         assert len(seen) == 2

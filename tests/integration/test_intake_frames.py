@@ -230,6 +230,19 @@ async def test_failures_in_a_row_within_a_frame_suspend_the_reader_f2(core: Core
     assert await watermark(core) == len(failing)  # they are retried from the parking, and nothing new is taken in
 
 
+async def test_what_a_restored_emitter_emits_again_in_a_frame_has_no_second_effect_b5(
+    core: Core, stream: Stream
+) -> None:
+    def caused(epoch: str) -> Delivery:
+        return stream.frame([event(stream, at, epoch=epoch, cause=f"{NEW}-{at}/till/0") for at in (1, 2, 3)])
+
+    first = await core.take([caused(OLD)])
+    again = await core.take([caused(f"{3:032x}")])
+
+    assert (first.applied, again.applied, again.duplicates) == (3, 0, 3)
+    assert await effects(core) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("early", [(), (3,)])
 async def test_what_comes_before_the_failures_in_a_row_takes_effect_and_what_is_untried_waits(
     core: Core, stream: Stream, early: tuple[int, ...]

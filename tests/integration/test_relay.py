@@ -12,10 +12,12 @@ import anyio
 import pytest
 
 from forebay import Lane, Service
+from forebay.identity import parse_place
 from forebay.jetstream.connection import Connection, Incoming
 from forebay.jetstream.streams import api_request, stream_state
 from forebay.link import Link
-from forebay.relay import Relay
+from forebay.packets import Batch
+from forebay.relay import Relay, _Ahead
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import (
@@ -121,6 +123,23 @@ async def bodies(connection: Connection) -> list[bytes]:
         (await connection.request("$JS.API.DIRECT.GET.EVENTS", b'{"seq":%d}' % sequence, timeout=5)).body
         for sequence in range(state.first, state.last + 1)
     ]
+
+
+async def test_what_was_written_after_a_look_ahead_that_found_nothing_is_found(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection, serving(door(), connection, tmp_path) as service:
+        relay = relay_of(service)
+        await until(lambda: relay.problem is not None)  # there is no stream: it sends nothing
+        state = relay.lanes["ledger"]
+        room = state.room(1 << 20, None)
+        ids = await service.store.write(open_doors, 1, 3)
+        place = parse_place(ids[0])
+        assert place is not None
+        state.sent = place
+        relay._ahead = _Ahead("ledger", place, (room.message, room.frames), Batch([], 0, more=False))
+        found = await relay._next("ledger", state, 1 << 20)
+        assert [packet.first for packet in found.packets] == [2, 3]
 
 
 async def test_a_lane_with_a_flush_interval_fills_its_batch_first(nats_server: NatsServer, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -313,6 +314,19 @@ def test_a_few_bytes_that_unpack_to_very_many_are_refused() -> None:
     assert len(unpack("zstd", pack(b" " * MAX_BYTES))) == MAX_BYTES
     with pytest.raises(BodyError, match="the limit"):
         unpack("", b" " * (MAX_BYTES + 1))
+
+
+def test_what_is_too_large_is_not_unpacked_to_its_end() -> None:
+    zstd: Any = packing._zstd()
+    packer = zstd.ZstdCompressor()
+    bomb = b"".join(packer.compress(bytes(MAX_BYTES)) for _ in range(16)) + packer.flush()
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyError, match="more than"):
+            unpack("zstd", bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_packed_bytes_that_ask_for_more_memory_than_a_reader_gives_are_refused() -> None:

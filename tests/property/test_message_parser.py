@@ -116,3 +116,20 @@ def test_half_a_message_of_a_connection_that_is_gone_is_forgotten() -> None:
     parser.reset()
     parsed(parser, data, [])
     assert [each.body for each in seen] == [b"whole"]
+
+
+def test_what_follows_in_a_piece_is_dropped_when_the_connection_goes_while_it_is_read() -> None:
+    client = Client()
+    parser = MessageParser(client)
+    seen: list[bytes] = []
+
+    def receive(message: Incoming) -> None:
+        seen.append(message.body)
+        if message.body == b"last":
+            parser.reset()
+
+    parser.listeners[7] = receive
+    parsed(parser, written("a", "", {}, b"last") + written("a", "", {}, b"gone") + b"PING\r\nMSG a 7", [])
+    parsed(parser, written("a", "", {}, b"first"), [])
+    assert seen == [b"last", b"first"]
+    assert client.pings == 0

@@ -80,3 +80,18 @@ def test_an_epoch_that_is_met_for_the_first_time_is_written_back() -> None:
     inbox.judge(Place(B, 1), Place(A, 3), "ledger")
     ((epoch, state),) = inbox.changed()
     assert (epoch, state.lane, state.prev, state.passed) == (B, "ledger", Place(A, 3), SequenceSet())
+
+
+@pytest.mark.parametrize(
+    ("field", "ranges", "repeated"), [("missing", [], True), ("missing", [(2, 2)], False), ("wanted", [(2, 2)], False)]
+)
+def test_a_frame_that_may_bring_what_is_missing_or_wanted_is_no_repetition_b4_o4(
+    field: str, ranges: list[tuple[int, int]], repeated: bool
+) -> None:
+    inbox = origin(a=SequenceSet(5))
+    setattr(inbox.epochs[A], field, ranges)
+
+    assert inbox.repeats(Place(A, 1), 5, "ledger") is repeated
+    assert not inbox.repeats(Place(A, 1), 6, "ledger")
+    assert not inbox.repeats(Place(A, 1), 5, "telemetry")
+    assert not inbox.repeats(Place(B, 1), 5, "ledger")
