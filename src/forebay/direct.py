@@ -154,17 +154,18 @@ class Direct:
                     raise ClientException(f"Invalid content-length: {value.decode('latin-1')!r}")
                 if 0 < limit < int(value):
                     raise _too_large(limit)
-        body = b""
+        parts, size = [], 0
         while True:
             message: Any = await receive()
             if message["type"] == "http.disconnect":
                 raise InternalServerException("client disconnected prematurely")
-            part: bytes = message["body"]
-            body = body + part if body else part
-            if 0 < limit < len(body):
+            part: bytes = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            if 0 < limit < size:
                 raise _too_large(limit)
             if not message.get("more_body"):
-                return body
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _check_media_type(headers: Iterable[tuple[bytes, bytes]]) -> None:
