@@ -243,6 +243,25 @@ async def test_what_a_restored_emitter_emits_again_in_a_frame_has_no_second_effe
     assert await effects(core) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("framed", [False, True])
+async def test_what_descends_from_an_abandoned_place_over_another_epoch_is_parked_alone_b5(
+    core: Core, stream: Stream, framed: bool
+) -> None:
+    later = f"{3:032x}"
+    await core.take([*several(stream, 1, 5), event(stream, 1, 6, epoch=NEW, prev=Place(OLD, 5))])
+
+    def abandon(work: UnitOfWork) -> None:
+        work.execute("update forebay_inbox set abandoned_after = 2 where epoch = :epoch", epoch=OLD)
+
+    await core.store.write(abandon)
+    caused = [event(stream, at, epoch=later, prev=Place(NEW, 1), cause=f"{OLD}-{at}/till/0") for at in (1, 2)]
+
+    taken = await core.take([stream.frame(caused)] if framed else caused)
+
+    assert (taken.applied, taken.parked) == (0, 2)
+    assert await core.parked() == [("abandoned", f"{later}-1"), ("abandoned", f"{later}-2")]
+
+
 @pytest.mark.parametrize("early", [(), (3,)])
 async def test_what_comes_before_the_failures_in_a_row_takes_effect_and_what_is_untried_waits(
     core: Core, stream: Stream, early: tuple[int, ...]
