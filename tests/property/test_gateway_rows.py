@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge.gateway import app as gateway_app
@@ -76,6 +76,7 @@ def lane_of(event_type: str) -> str:
 
 
 @settings(max_examples=600, deadline=None)
+@example({"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": msgspec.Raw(b"[" * 130 + b"]" * 130)})
 @given(EVENT)
 def test_a_plain_event_becomes_the_row_that_careful_reading_makes_of_it(event: dict[str, Any]) -> None:
     raw = msgspec.json.encode(event)
