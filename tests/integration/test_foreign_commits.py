@@ -83,6 +83,18 @@ async def test_a_listening_session_that_is_lost_is_opened_again(postgres_server:
         await pair.hears_of(pair.second)
 
 
+async def test_what_is_not_told_yet_waits_for_the_next_session_and_nobody_spins() -> None:
+    with PostgresServer() as server:
+        store = await PostgresStore.open(server.create_database(), "audit", migrations=[ENGINE])
+        writer = store._writer
+        await store.write(change)
+        server.kill()
+        await until(lambda: writer.problem != "")
+        writer._untold = True  # as it is where the last commit was less than 20 ms ago
+        await until(lambda: writer._idle_time() > 0.5)
+        await store.close()
+
+
 async def test_an_event_that_another_process_wrote_is_sent_at_once(nats_server: NatsServer, tmp_path: Path) -> None:
     async with connected(nats_server.url) as connection, connected(nats_server.url) as another:
         await apply(connection)

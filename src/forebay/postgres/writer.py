@@ -153,7 +153,7 @@ class Writer:
     def _idle_time(self) -> float:
         """Return the seconds after which there is something to do though nothing is written."""
         due = self._looked_at + TICK
-        if self._untold:
+        if self._untold and self._connection is not None:
             due = min(due, self._told_at + TELL_EVERY)
         return max(0.0, due - time.monotonic())
 
