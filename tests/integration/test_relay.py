@@ -132,7 +132,7 @@ async def test_what_was_written_after_a_look_ahead_that_found_nothing_is_found(
         relay = relay_of(service)
         await until(lambda: relay.problem is not None)  # there is no stream: it sends nothing
         state = relay.lanes["ledger"]
-        room = state.room(1 << 20, None)
+        room = state.room(1 << 20, relay._publisher.max_payload)
         ids = await service.store.write(open_doors, 1, 3)
         place = parse_place(ids[0])
         assert place is not None
