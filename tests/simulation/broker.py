@@ -60,8 +60,13 @@ class Stream:
 
 
 class Durable:
-    """A consumer's durable of one partition: what it delivers next, and what it delivered into a lost connection."""
+    """A consumer's durable of one partition: what it delivers next, and what it delivered into a lost connection.
+
+    ``delivered`` is the last stream sequence of it. A destination's is there while it is ``registered``.
+    """
 
     def __init__(self) -> None:
         self.next: int | None = None
+        self.delivered = 0
+        self.registered = True
         self.lost: list[int] = []

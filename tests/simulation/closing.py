@@ -110,7 +110,7 @@ class Closing:
         return is_beyond(inbox, said.lane, statement.floor, statement.chain)
 
     def _open_places(self, statement: Statement, floor: Place) -> list[tuple[str, int, int]]:
-        if self._consumer.name == ARCHIVE or not self._world.rules.ask_archive:
+        if self._consumer.name == ARCHIVE or self._consumer.destination or not self._world.rules.ask_archive:
             return []
         inbox = Intake(self._world, self._consumer).whole(statement.origin)
         upto = targets(inbox, statement.origin.lane, floor, statement.chain)
@@ -163,7 +163,8 @@ class Closing:
         if not world.rules.forget_with_position and world.chance(0.5):
             self._consumer.take_over(world, reader.partition)  # a crash in between
             return
-        message_id = world.stream.message_id_at(before)
+        # A destination may not look at the stream: it reads all of it again.
+        message_id = None if self._consumer.destination else reader.stream.message_id_at(before)
         position = Position(reader.incarnation, before if message_id else 0, message_id or "")
         self._consumer.db.positions[reader.partition] = position
         reader.synced = False

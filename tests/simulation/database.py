@@ -29,11 +29,15 @@ class Outbox:
         dropped: places that the budget pushed out, until every needed consumer has passed them (O3).
         chain, ends: per epoch the place before it, and its last sequence.
         floor: what the node no longer has.
+        framed: whether its events go in frames.
+        numbering: whose places it takes: its own (I1).
         history: the oracle's: what this life of the outbox wrote.
     """
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Origin, *, framed: bool = False) -> None:
         self.origin = origin
+        self.framed = framed
+        self.numbering = self
         self.rows: dict[Place, Event] = {}
         self.withheld: dict[Place, Event] = {}
         self.passed: set[Place] = set()
@@ -46,17 +50,19 @@ class Outbox:
         self.written = self.confirmed = self.pushed_out = 0
         self.history: list[tuple[Body, str, Place]] = []
 
-    def append(self, world: World, key: str, body: Body, cause: str | None = None) -> Event:
+    def append(self, world: World, key: str, body: Body, cause: str | None = None, expires: int | None = None) -> Event:
         """Write an event under the next place of the current epoch, a new one after each opening (I2, I3, I5)."""
-        if self.current is None or self.last is None:
-            self.current = world.new_epoch()
-            self.chain[self.current] = self.last
-            place = Place(self.current, 1)
+        numbers = self.numbering
+        if numbers.current is None or numbers.last is None:
+            numbers.current = world.new_epoch()
+            numbers.chain[numbers.current] = numbers.last
+            place = Place(numbers.current, 1)
         else:
-            place = Place(self.current, self.last.sequence + 1)
-        event = Event(self.origin, place, self.chain[self.current], key, body, cause)
+            place = Place(numbers.current, numbers.last.sequence + 1)
+        prev = self.chain[place.epoch] = numbers.chain[place.epoch]
+        event = Event(self.origin, place, prev, key, body, cause, expires)
         self.rows[place] = event
-        self.last = place
+        self.last = numbers.last = place
         self.ends[place.epoch] = place.sequence
         self.written += 1
         self.history.append((body, key, place))
@@ -134,8 +140,8 @@ class Store:
     ``newest`` is the oracle's: the newest list that it ever saw.
     """
 
-    def __init__(self, origins: list[Origin]) -> None:
-        self.outboxes = {origin.lane: Outbox(origin) for origin in origins}
+    def __init__(self, outboxes: list[Outbox]) -> None:
+        self.outboxes = {name_of(outbox.origin): outbox for outbox in outboxes}
         self.confirmed_by: ConfirmedBy | None = None
         self.newest: ConfirmedBy | None = None
 
@@ -159,12 +165,13 @@ class Database(Store):
         parked: per origin and key what waits in order, its events; None is a body that may still come (O4).
         alone: what was parked and blocks nothing: late, or left behind by a restore.
         bodies: the archive's.
+        expired: commands that were passed in their place without being done.
         outcomes: the oracle's: what became of each passed place.
         highest: the highest stream sequence that was ever taken, for dedup by position, as the rule forbids it.
     """
 
-    def __init__(self, origins: list[Origin]) -> None:
-        super().__init__(origins)
+    def __init__(self, outboxes: list[Outbox]) -> None:
+        super().__init__(outboxes)
         self.positions: dict[int, Position] = {}
         self.epochs: dict[tuple[str, str], dict[str, EpochRow]] = {}
         self.held: dict[Place, tuple[Event, int]] = {}
@@ -173,6 +180,7 @@ class Database(Store):
         self.causes: set[tuple[str, str, str]] = set()
         self.bodies: dict[Place, Event] = {}
         self.effects: list[Event] = []
+        self.expired: set[Body] = set()
         self.outcomes: dict[str, dict[int, str]] = {}
         self.highest = 0
 
@@ -185,6 +193,11 @@ class Database(Store):
             for epoch, row in rows.items()
             if row[3] or row[6] or row[7]
         ]
+
+
+def name_of(origin: Origin) -> str:
+    """Return a store's name of an outbox."""
+    return f"{origin.lane} to {origin.destination}" if origin.destination else origin.lane
 
 
 def row_of(state: EpochState) -> EpochRow:

@@ -9,6 +9,12 @@ from forebay.identity import Origin, Place
 EDGE, CORE = "edge", "core"
 """The two services: edge nodes write events of the one, the core's consumer ``x`` emits events of the other."""
 
+DESK, DESTINATIONS = "desk", ("n0/edge", "n0/door")
+"""Who sends commands of its own accord, beside ``x``, which sends some because of events; and whom they are for."""
+
+EVENTS, COMMANDS = "events", "commands"
+"""The two streams."""
+
 ARCHIVE, EMITTER, DERIVED, LATECOMER = "archive", "x", "d", "y"
 """The consumers: what keeps everything; what emits; what handles that; and one that is added later."""
 
@@ -17,7 +23,7 @@ Body = int | tuple[str, object]
 
 
 class Event(NamedTuple):
-    """One event of an origin; ``cause`` is set on what a handler emitted (B5)."""
+    """One event of an origin, or a command; ``cause`` is set on what a handler emitted (B5), ``expires`` is a tick."""
 
     origin: Origin
     place: Place
@@ -25,13 +31,24 @@ class Event(NamedTuple):
     key: str
     body: Body
     cause: str | None = None
+    expires: int | None = None
 
 
 class Message(NamedTuple):
-    """One message of the stream; its id may have a suffix (I4)."""
+    """One message of a stream, an event or a frame of consecutive ones; its id may have a suffix (I4)."""
 
     message_id: str
-    event: Event
+    events: tuple[Event, ...]
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of what it carries."""
+        return self.events[0].origin
+
+    def carries(self, place: Place) -> bool:
+        """Whether the event of a place is in it."""
+        first = self.events[0].place
+        return first.epoch == place.epoch and first.sequence <= place.sequence < first.sequence + len(self.events)
 
 
 class Position(NamedTuple):

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from forebay.identity import Origin
 from forebay.protocol.confirmation import ConfirmedBy
 from tests.simulation.broker import Stream
 from tests.simulation.database import Outbox
-from tests.simulation.events import ARCHIVE, DERIVED, EDGE, EMITTER, LATECOMER
+from tests.simulation.events import ARCHIVE, DERIVED, DESK, DESTINATIONS, EDGE, EMITTER, LATECOMER
 from tests.simulation.node import Node
+from tests.simulation.receiver import Receiver
+from tests.simulation.sender import CoreNode
 
 if TYPE_CHECKING:
     from tests.simulation.reader import Consumer
@@ -24,14 +27,16 @@ EVERYWHERE = {
     "zombie": "a former reader answers with an old state",
     "dlvloss": "messages are delivered into a lost connection",
     "batch": "publishes are atomic batches; one with a known id is refused as a whole",
+    "frames": "the events of a lane go in frames: several are lost, held up, repeated or refused at once",
+    "commands": "the core sends commands, and whatever strikes events and stores strikes these too",
 }
-"""Faults that strike where messages travel."""
+"""Faults that strike where messages travel; and what travels there besides."""
 
 
 def crash(world: World) -> None:
-    """An edge process dies, or comes back."""
-    node = world.rng.choice(world.nodes)
-    node.is_open = False
+    """An edge process dies, or one that sends commands, or it comes back."""
+    node = world.rng.choice(world.writers())
+    node.close()
     if world.chance(0.7):
         node.open()
     world.say("CRASH", node.name, node.number)
@@ -52,42 +57,50 @@ def rcrash(world: World) -> None:
 
 def msgloss(world: World) -> None:
     """The broker loses a message that it acknowledged."""
-    if late := world.stream.between(1)[-12:]:
-        world.say("MSGLOSS", world.stream.remove(world.rng.choice(late)))
+    stream = world.streams[world.any_stream()]
+    if late := stream.between(1)[-12:]:
+        world.say("MSGLOSS", stream.remove(world.rng.choice(late)))
 
 
 def trim(world: World) -> None:
     """The stream's oldest messages expire."""
-    for sequence in world.stream.between(1)[: world.rng.randint(1, 6)]:
-        world.say("TRIM", sequence, world.stream.remove(sequence))
+    stream = world.streams[world.any_stream()]
+    for sequence in stream.between(1)[: world.rng.randint(1, 6)]:
+        world.say("TRIM", sequence, stream.remove(sequence))
 
 
 def forget(world: World) -> None:
     """The duplicate window is over for some ids."""
-    stream = world.stream
+    stream = world.streams[world.any_stream()]
     stream.known = {message.message_id: at for at, message in stream.messages.items() if world.chance(0.5)}
 
 
 def rollback(world: World) -> None:
     """The broker's store directory is put back to an older copy."""
-    if world.stream_copies and world.chance(0.4):
-        former, world.stream = world.stream, world.rng.choice(world.stream_copies).copy()
-        known = former.messages if former.created == world.stream.created else {}
-        world.oracle.revived |= {at for at in world.stream.messages if at <= former.last and at not in known}
-        world.say("ROLLBACK", world.stream.created, world.stream.last)
+    name = world.any_stream()
+    former, copies = world.streams[name], world.stream_copies[name]
+    if copies and world.chance(0.4):
+        stream = world.streams[name] = world.rng.choice(copies).copy()
+        known = former.messages if former.created == stream.created else {}
+        revived = (at for at in stream.messages if at <= former.last and at not in known)
+        world.oracle.revived |= {(stream.created, at) for at in revived}
+        world.say("ROLLBACK", stream.created, stream.last)
         world.disconnect()
     else:
-        world.stream_copies.append(world.stream.copy())
+        copies.append(former.copy())
 
 
 def wipe(world: World) -> None:
-    """The stream is created anew, with its list of consumers or without."""
+    """A stream is created anew, with its list of consumers or without; destinations' durables are gone with it."""
     if world.chance(0.3):
-        world.stream = Stream(world.new_incarnation(), world.stream.confirmed_by if world.chance(0.7) else None)
-        world.say("WIPE", world.stream.created)
+        name = world.any_stream()
+        confirmed_by = world.streams[name].confirmed_by if world.chance(0.7) else None
+        stream = world.streams[name] = Stream(world.new_incarnation(), confirmed_by)
+        world.say("WIPE", stream.created)
         for consumer in world.consumers.values():
-            for durable in consumer.durables:
-                durable.next = None
+            if consumer.stream == name:
+                for durable in consumer.durables:
+                    durable.next, durable.registered = None, not consumer.destination
         world.disconnect()
 
 
@@ -106,9 +119,10 @@ def park(world: World) -> None:
     name = world.rng.choice([name for name in world.consumers if name != ARCHIVE])
     edge = [outbox.origin for node in world.nodes for outbox in node.store.outboxes.values()]
     origin, key = world.rng.choice(edge), world.rng.choice("kl")
-    if name == DERIVED:
-        (outbox,) = world.emitter.store.outboxes.values()
-        origin, key = outbox.origin, f"{origin.node}/{origin.lane}/{key}"
+    if to := world.consumers[name].destination:
+        origin = Origin("core", DESK, world.rng.choice(["ledger", "telemetry"]), to)
+    elif name == DERIVED:
+        origin, key = world.emitter.store.outboxes["ledger"].origin, f"{origin.node}/{origin.lane}/{key}"
     world.failing[name, (origin, key)] = world.tick + world.rng.randint(5, 60)
 
 
@@ -147,8 +161,8 @@ def withhold(world: World) -> None:
 
 
 def nrestore(world: World) -> None:
-    """An edge database is restored from a backup."""
-    node = world.rng.choice(world.nodes)
+    """The database of an edge node, or of a service that sends commands, is restored from a backup."""
+    node = world.rng.choice(world.writers())
     backup = world.node_backups.get(node.number)
     if backup is not None and world.chance(0.4):
         world.say("NODE RESTORE", node.name, node.number)
@@ -160,18 +174,26 @@ def nrestore(world: World) -> None:
 
 
 def clone(world: World) -> None:
-    """An edge machine is cloned: both run under one name."""
-    if len(world.nodes) < 4 and world.chance(0.4):
-        node = world.rng.choice(world.nodes)
-        twin = Node(world, node.name, EDGE, node.store.copy())
-        world.nodes.append(twin)
+    """A machine is cloned, an edge node's or one that sends or takes commands: both run under one name."""
+    if world.has_commands and world.chance(0.4):
+        _clone_destination(world)
+    elif len(world.writers()) < 4 + len(world.desks) and world.chance(0.4):
+        node = world.rng.choice(world.writers())
+        twin: Node
+        if isinstance(node, CoreNode):
+            twin = CoreNode(world, node.name, node.service, node.store.copy())
+            world.desks.append(twin)
+        else:
+            twin = Node(world, node.name, EDGE, node.store.copy())
+            world.nodes.append(twin)
         world.oracle.branch(twin.store.outboxes, ended=False)
         world.say("CLONE", node.number, twin.number)
 
 
 def crestore(world: World) -> None:
-    """The database of a consumer that emits nothing is restored."""
-    _restore(world, world.consumers[world.rng.choice([n for n in (DERIVED, LATECOMER) if n in world.consumers])])
+    """The database of a consumer that emits nothing, or of a destination, is restored."""
+    names = [name for name in world.consumers if name not in (ARCHIVE, EMITTER)]
+    _restore(world, world.consumers[world.rng.choice(names)])
 
 
 def arestore(world: World) -> None:
@@ -195,11 +217,28 @@ def late(world: World) -> None:
         world.say("ADD", LATECOMER)
 
 
+def remove(world: World) -> None:
+    """A destination of commands is removed from the registry, with what is here for it, or is registered again (O3)."""
+    if not world.has_commands:
+        return
+    destination = world.rng.choice(DESTINATIONS)
+    if destination in world.removed:
+        world.removed.discard(destination)
+        world.say("REGISTER", destination)
+    elif world.chance(0.3):
+        world.say("REMOVE", destination)
+        world.removed.add(destination)
+        world.durable_of(destination).registered = False
+        world.durable_of(destination).next = None
+        for process in (world.emitter, *world.desks):
+            process.remove(destination)
+
+
 STRIKES: dict[str, Callable[[World], None]] = {
     each.__name__: each
     for each in (
         crash, rcrash, msgloss, trim, forget, rollback, wipe, durable, park, drop, withhold, nrestore, clone, crestore,
-        arestore, xrestore, late,
+        arestore, xrestore, late, remove,
     )
 }  # fmt: skip
 
@@ -209,7 +248,17 @@ FAULTS = sorted([*EVERYWHERE, *STRIKES])
 
 def _any_outbox(world: World, nodes: list[Node]) -> tuple[Node, Outbox]:
     node = world.rng.choice(nodes)
-    return node, world.rng.choice(list(node.store.outboxes.values()))
+    return node, world.rng.choice(node.outboxes)
+
+
+def _clone_destination(world: World) -> None:
+    taker = world.consumers[world.rng.choice(DESTINATIONS)]
+    name = f"{taker.name}'"
+    if isinstance(taker, Receiver) and name not in world.consumers and world.chance(0.3):
+        world.consumers[name] = taker.twin(name)
+        world.consumers[name].take_over(world, 0)
+        world.oracle.cloned.add(taker.name)
+        world.say("CLONE", name)
 
 
 def _restore(world: World, consumer: Consumer) -> None:

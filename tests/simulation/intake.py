@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from forebay.identity import Origin, Place
 from forebay.protocol.inbox import Due, OriginInbox, Verdict
 from tests.simulation.database import Database, row_of, state_of, waits
-from tests.simulation.events import ARCHIVE, EMITTER, Event
+from tests.simulation.events import ARCHIVE, DESTINATIONS, EMITTER, Event
 
 if TYPE_CHECKING:
     from tests.simulation.reader import Consumer
@@ -52,6 +52,38 @@ class Intake:
         if known is None:
             known = self._inboxes[origin[:2]] = OriginInbox({}, self._world.pace.held_events)
         return known
+
+    def take_frame(self, events: tuple[Event, ...], stream_sequence: int) -> None:
+        """Take a frame as a whole where it stands next to the watermark, else event by event (I4)."""
+        origin, first, prev = events[0].origin, events[0].place, events[0].prev
+        inbox, last = self.of(events[0]), events[-1].place.sequence
+        if self._consumer.name != ARCHIVE and self._repeats(inbox, first, last, origin.lane):
+            return
+        if not self._follows(inbox, first, last, prev if self._rules.prev else None, origin.lane):
+            for event in events:
+                self.take(event, stream_sequence)
+            return
+        for event in events:
+            self._apply(inbox, event)
+            self._record(event.place, "applied", event)
+        inbox.settle_frame(first, last)
+        self.drain(origin, inbox)
+        self._world.oracle.soft["frames taken as a whole"] += 1
+
+    def _repeats(self, inbox: OriginInbox, first: Place, last: int, lane: str) -> bool:
+        if self._rules.frame_lacks:
+            return inbox.repeats(first, last, lane)
+        state = inbox.epochs.get(first.epoch)
+        return state is not None and last <= state.passed.watermark
+
+    def _follows(self, inbox: OriginInbox, first: Place, last: int, prev: Place | None, lane: str) -> bool:
+        follows = inbox.follows(first, last, prev, lane)
+        passed = inbox.epochs[first.epoch].passed
+        if not self._rules.frame_borders:  # what is new of it counts, wherever it begins
+            return follows or (first.sequence <= passed.watermark < last and not passed.ranges)
+        if not self._rules.frame_next:
+            return follows or (first.sequence > passed.watermark and not passed.ranges)
+        return follows
 
     def take(self, event: Event, stream_sequence: int, *, anew: bool = False) -> None:
         """Make an event's effect, hold it, keep it aside or pass over it; ``anew`` is without dedup by identity."""
@@ -172,11 +204,24 @@ class Intake:
                 return
             self.db.causes.add(cause)
         self.db.effects.append(event)
+        if event.expires is not None and self._world.tick > event.expires and self._rules.expiry:
+            self.db.expired.add(event.body)
+            self._world.oracle.soft["expired"] += 1
+            self._world.say("EXPIRED", self._consumer.name, event)
+            return
+        self._world.oracle.done(self._world, self._consumer, event)
         self._world.say("effect", self._consumer.name, event)
         if self._consumer.name == EMITTER:
-            (outbox,) = self.db.outboxes.values()
-            key = f"{event.origin.node}/{event.origin.lane}/{event.key}"
-            outbox.append(self._world, key, ("d", event.body), str(event.place))
+            self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        """Emit an event because of another one, and send a command because of some (B5)."""
+        world, key = self._world, f"{event.origin.node}/{event.origin.lane}/{event.key}"
+        self.db.outboxes["ledger"].append(world, key, ("d", event.body), str(event.place))
+        if world.has_commands and isinstance(event.body, int) and event.body % 3:
+            destination = DESTINATIONS[event.body % 3 - 1]
+            outbox = self.db.outboxes[f"ledger to {destination}"]
+            outbox.append(world, key, ("c", event.body), str(event.place), world.expiry())
 
     def _fill(self, event: Event) -> None:
         queue = self.db.parked[event.origin, event.key]

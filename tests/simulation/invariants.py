@@ -1,7 +1,7 @@
 """The oracle: what the simulation knows and the code does not, and the promises that it checks.
 
 A violation is named by the number of its invariant: 1 loss or needless gap, 2 double, 3 order, 4 freed early,
-5 liveness, 6 books, 7 bounds.
+5 liveness, 6 books, 7 bounds, 8 expiry.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Oracle:
         places: per origin and body, every place that it was ever written under.
         histories: what lives of outboxes wrote that a restore ended.
         branched: origins with more than one life, clones and restores: their gaps are judged more mildly.
+        cloned: destinations with two machines: each has what the other confirmed as gaps.
         live_gaps: places of such origins that were closed while somebody still had the event.
         owed: per consumer what it lost by a restore from a backup younger than the grace: the nodes still have it.
         revived: stream sequences that a rollback brought back after they had been lost: a reader that is past them has
@@ -43,11 +44,12 @@ class Oracle:
         self.branched: set[Origin] = set()
         self.withheld: set[Body] = set()
         self.pushed_out: set[Body] = set()
+        self.cloned: set[str] = set()
         self.live_gaps: set[tuple[str, Place]] = set()
         self.archive_restored = False
         self.owed: dict[str, set[Place]] = defaultdict(set)
         self.resends = 0
-        self.revived: set[int] = set()
+        self.revived: set[tuple[str, int]] = set()
         self.soft: Counter[str] = Counter()
 
     def wrote(self, event: Event) -> None:
@@ -73,30 +75,37 @@ class Oracle:
     def freed(self, world: World, origin: Origin, place: Place, needed: list[str], *, whole: bool) -> None:
         """Check that every consumer that a node knew to need it had, or passed, what leaves the node (4)."""
         for name in needed:
-            consumer = world.consumers[name]
-            if place not in (consumer.had if whole else consumer.seen):
+            if not any(place in (each.had if whole else each.seen) for each in world.takers(name)):
                 world.fail("4-freed-early", origin, place, "for", name)
 
     def closed(self, world: World, consumer: Consumer, origin: Origin, place: Place, stream_end: int) -> None:
         """Check that a gap is made only where nobody has the event any more (1)."""
         for node in world.all_nodes():
-            if any(box.origin == origin and box.has(place) for box in node.store.outboxes.values()):
+            if any(box.origin == origin and box.has(place) for box in node.outboxes):
                 self._needless(world, consumer, origin, place, f"on {node.name} ({node.number})")
         archive = world.consumers[ARCHIVE]
         if consumer is not archive and place in archive.db.bodies:
             self._needless(world, consumer, origin, place, "in the archive")
         if place in self.owed[consumer.name]:
             self._needless(world, consumer, origin, place, "it was confirmed less than a grace before a restore")
-        for sequence, message in world.stream.messages.items():
-            if message.event.place == place and sequence <= stream_end and sequence not in self.revived:
+        stream = world.streams[consumer.stream]
+        for sequence, message in stream.messages.items():
+            if not message.carries(place) or sequence > stream_end:
+                continue
+            if (stream.created, sequence) not in self.revived:
                 self._needless(world, consumer, origin, place, f"in the stream at {sequence}")
+
+    def done(self, world: World, consumer: Consumer, event: Event) -> None:
+        """Check that a command is not done after it has expired (8)."""
+        if event.expires is not None and world.tick > event.expires:
+            world.fail("8-done-late", consumer.name, event, "at", world.tick)
 
     def _needless(self, world: World, consumer: Consumer, origin: Origin, place: Place, where: str) -> None:
         self.soft["needless gap of a branched origin"] += 1
         # What a consumer had, and lost by its own restore from a backup older than the grace, may be a gap (O1).
         if place not in consumer.had or place in self.owed[consumer.name]:
             self.live_gaps.add((consumer.name, place))
-        if origin not in self.branched:
+        if origin not in self.branched and origin.destination not in self.cloned:
             world.fail("1-needless-gap", consumer.name, origin, place, where)
 
 
@@ -107,8 +116,8 @@ def check(world: World) -> None:
         _check_doubles(world, consumer)
         order = {event.body: at for at, event in reversed(list(enumerate(consumer.db.effects)))}
         for node in world.all_nodes():
-            for outbox in node.store.outboxes.values():
-                if consumer.needs(outbox.origin.service):
+            for outbox in node.outboxes:
+                if consumer.needs(outbox.origin):
                     _check_losses(world, consumer, outbox, order)
         _check_order(world, consumer, order)
 
@@ -157,7 +166,12 @@ def _check_losses(world: World, consumer: Consumer, outbox: Outbox, order: dict[
             continue
         if body not in alone and outcomes == {"dropped"} and consumer.name != ARCHIVE:
             world.fail("1-dropped-unasked", consumer.name, origin, body, places)
-        if body in oracle.withheld and origin not in oracle.branched and not oracle.archive_restored:
+        if (
+            body in oracle.withheld
+            and origin not in oracle.branched
+            and origin.destination not in oracle.cloned
+            and not oracle.archive_restored
+        ):
             world.fail("1-withheld-without-effect", consumer.name, origin, body, places, outcomes)
         needless = [place for place in places if (consumer.name, place) in oracle.live_gaps]
         if any(consumer.db.outcomes[place.epoch].get(place.sequence) == "gap" for place in needless):
@@ -171,7 +185,7 @@ def _check_order(world: World, consumer: Consumer, order: dict[Body, int]) -> No
     emitter emits again has another.
     """
     taken = {event.place: at for at, event in reversed(list(enumerate(consumer.db.effects)))}
-    live = [outbox.history for node in world.all_nodes() for outbox in node.store.outboxes.values()]
+    live = [outbox.history for node in world.all_nodes() for outbox in node.outboxes]
     for history in [*world.oracle.histories, *live]:
         latest: dict[str, tuple[int, Body]] = {}
         highest = (-1, 0)

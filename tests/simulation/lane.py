@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from forebay.identity import Place, retransmission_id
+from forebay.identity import MessageId, Place, retransmission_id
 from forebay.protocol.forwards import Forwards
 from forebay.protocol.resending import Forwarded
 from forebay.sequences import Range, joined, without
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 TIMEOUT = 15
 """Ticks after which a publish, or the first answer, is not waited for any more."""
 
+FRAME = 5
+"""Events of a frame, at most."""
+
 REFUSED = "refused"
 KNOWN = "known"
 
@@ -30,14 +33,14 @@ Outcome = int | str | None
 
 
 class Publish:
-    """One publish under way."""
+    """One publish under way: the events of each of its messages, one or those of a frame."""
 
-    def __init__(self, events: list[Event], *, repair: bool, atomic: bool, deadline: int) -> None:
-        self.events = events
+    def __init__(self, parts: list[list[Event]], *, repair: bool, atomic: bool, deadline: int) -> None:
+        self.parts = parts
         self.repair = repair
         self.atomic = atomic
         self.deadline = deadline
-        self.outcomes: list[Outcome] = [None] * len(events)
+        self.outcomes: list[Outcome] = [None] * len(parts)
 
 
 class Lane:
@@ -54,6 +57,7 @@ class Lane:
         self.forwards = Forwards()
         self.again: dict[str, list[Range]] = {}
         self.trying: set[Place] = set()
+        self._frame_limit = FRAME
 
     def relay(self, incarnation: str, confirmed_upto: Callable[[Outbox], Place | None], *, answered: bool) -> None:
         """Conclude what is under way if it can be, and send the next."""
@@ -113,17 +117,34 @@ class Lane:
             events = [e for place, e in rows.items() if sent is None or place > sent][:limit]
             if not events:
                 return
-        ids = [str(event.place) for event in events]
+        parts = self._parts(events)
+        ids = [str(MessageId(part[0].place.epoch, part[0].place.sequence, part[-1].place.sequence)) for part in parts]
         if repair:
             world.oracle.resends += len(events)
             if world.rules.suffix:
                 ids = [retransmission_id(each) for each in ids]
-        messages = [Message(*each) for each in zip(ids, events, strict=True)]
+        messages = [Message(name, tuple(part)) for name, part in zip(ids, parts, strict=True)]
         atomic = not self._singly and world.strikes("batch", 0.5)
-        publish = self._under_way = Publish(events, repair=repair, atomic=atomic, deadline=world.tick + TIMEOUT)
+        publish = self._under_way = Publish(parts, repair=repair, atomic=atomic, deadline=world.tick + TIMEOUT)
         groups = [list(range(len(messages)))] if atomic else [[index] for index in range(len(messages))]
         for group in groups:
             world.transmit(publish, group, [messages[index] for index in group])
+
+    def _parts(self, events: list[Event]) -> list[list[Event]]:
+        """Cut events into messages: frames are cut anew each time, wherever it may be (I4)."""
+        if not self.outbox.framed:
+            return [[event] for event in events]
+        parts: list[list[Event]] = []
+        room = 0
+        for event in events:
+            epoch, sequence = event.place
+            if room and parts[-1][-1].place == Place(epoch, sequence - 1) and event.place not in self.trying:
+                parts[-1].append(event)
+                room -= 1
+            else:
+                parts.append([event])
+                room = 0 if event.place in self.trying else self._world.rng.randint(1, self._frame_limit) - 1
+        return parts
 
     def _repairs(self, limit: int) -> list[Event]:
         while self.again:
@@ -152,7 +173,7 @@ class Lane:
         stored = 0
         while stored < len(publish.outcomes) and isinstance(publish.outcomes[stored], int):
             stored += 1
-        places = [event.place for event in publish.events[:stored]]
+        places = [event.place for part in publish.parts[:stored] for event in part]
         highest = max((each for each in publish.outcomes[:stored] if isinstance(each, int)), default=0)
         for epoch in dict.fromkeys(place.epoch for place in places):
             sequences = [place.sequence for place in places if place.epoch == epoch]
@@ -163,7 +184,12 @@ class Lane:
             self.sent = places[-1]
         self._singly = stored < len(publish.outcomes)
         if self._singly and not publish.atomic and publish.outcomes[stored] == REFUSED:
-            self._withhold(publish.events[stored], repair=publish.repair)
+            refused = publish.parts[stored]
+            if len(refused) == 1:
+                self._withhold(refused[0], repair=publish.repair)
+            self._frame_limit = max(1, len(refused) // 2)  # a frame is never withheld: its events are tried by less
+        else:
+            self._frame_limit = min(FRAME, self._frame_limit * 2)
 
     def _withhold(self, event: Event, *, repair: bool) -> None:
         """Move a body that the broker refuses for itself beside the outbox; the lane goes on (O4)."""

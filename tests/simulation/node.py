@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from forebay.identity import Place
-from forebay.protocol.confirmation import VERSION, Answer, Confirmations, ConfirmedBy, Question
+from forebay.protocol.confirmation import VERSION, Answer, Confirmations, ConfirmedBy, OriginQuestion, Question
 from forebay.protocol.resending import Forwarded, missed
 from tests.simulation.database import Outbox, Store
+from tests.simulation.events import EVENTS
 from tests.simulation.lane import Lane
 
 if TYPE_CHECKING:
@@ -31,7 +32,14 @@ class Asked(NamedTuple):
 
 
 class Node:
-    """A process with a store open; a clone is another one of the same name."""
+    """A process with a store open; a clone is another one of the same name.
+
+    Attributes:
+        destination: whom its commands are for; empty where it sends events.
+    """
+
+    stream = EVENTS
+    destination = ""
 
     def __init__(self, world: World, name: str, service: str, store: Store) -> None:
         self._world = world
@@ -43,15 +51,27 @@ class Node:
 
     def open(self) -> None:
         """Open the store: everything that was in memory is gone."""
+        self._begin()
+        self.store.opened()
+
+    def close(self) -> None:
+        """Die."""
+        self.is_open = False
+
+    @property
+    def outboxes(self) -> list[Outbox]:
+        """The outboxes that it forwards."""
+        return [box for box in self.store.outboxes.values() if box.origin.destination == self.destination]
+
+    def _begin(self) -> None:
         world = self._world
         self.is_open = True
         self.generation = world.new_number()
-        self.incarnation = world.stream.created
-        self.lanes = {name: Lane(world, outbox) for name, outbox in self.store.outboxes.items()}
+        self.incarnation = world.streams[self.stream].created
+        self.lanes = {outbox.origin.lane: Lane(world, outbox) for outbox in self.outboxes}
         self._asked: dict[str, Asked] = {}
         self._versions: dict[str, int] = {}
         self._said: dict[str, Confirmations] = {}
-        self.store.opened()
 
     @property
     def needed(self) -> list[str]:
@@ -82,7 +102,7 @@ class Node:
         world, asked = self._world, self._asked.get(consumer)
         if not self.is_open or (asked and world.tick - asked.at < PATIENCE and not world.healed):
             return
-        origins = [each.question(world.rules) for each in self.store.outboxes.values() if each.chain]
+        origins = [each.question(world.rules) for each in self.outboxes if each.chain]
         forwarded = {name: lane.known_forwards() for name, lane in self.lanes.items()}
         number, generation = world.new_number(), self.generation
         self._asked[consumer] = Asked(number, world.tick, forwarded)
@@ -92,7 +112,10 @@ class Node:
             if self.is_open and self.generation == generation and asked and asked.number == number:
                 self._hear(consumer, self._asked.pop(consumer), answer)  # late replies are ignored
 
-        world.request(consumer, self.name, Question(VERSION, origins), hear)
+        world.request(consumer, self.name, self._question(origins), hear)
+
+    def _question(self, origins: list[OriginQuestion]) -> Question:
+        return Question(VERSION, origins)
 
     def learn(self) -> None:
         """Ask any reader for the list of consumers."""
@@ -132,13 +155,12 @@ class Node:
     def free(self) -> None:
         """Free what every needed consumer confirmed, and a grace later again, as a prefix (O1, O4)."""
         needed = self.needed
-        kept = self.store.confirmed_by.version if self.store.confirmed_by else 0
         if not needed or not self.is_open or any(name not in self._said for name in needed):
             return
-        if self._newest and any(self._versions[name] != kept for name in needed):
+        if not self._list_stands(needed):
             return
         known = [self._said[name] for name in needed]
-        for outbox in self.store.outboxes.values():
+        for outbox in self.outboxes:
             while (head := outbox.head()) is not None and self._free_some(outbox, *head, known):
                 pass
             for place in [each for each in outbox.withheld if each in outbox.passed]:
@@ -149,6 +171,10 @@ class Node:
                     del outbox.withheld[place]
             if not outbox.balanced:
                 self._world.fail("6-node-books", outbox.origin, vars(outbox))
+
+    def _list_stands(self, needed: list[str]) -> bool:
+        kept = self.store.confirmed_by.version if self.store.confirmed_by else 0
+        return not self._newest or all(self._versions[name] == kept for name in needed)
 
     def _free_some(self, outbox: Outbox, place: Place, last: int, known: list[Confirmations]) -> bool:
         """Let the floor pass the oldest part, rows, a drop or a withheld place; return whether it moved."""
@@ -184,6 +210,8 @@ class Node:
             lane.forwards.forget(place.epoch, place.sequence)
             lane.trying.discard(place)
         self._world.say("free", self.number, place, "" if whole else "but its body")
+        self._world.oracle.freed(self._world, outbox.origin, place, self._needing(), whole=whole)
+
+    def _needing(self) -> list[str]:
         newest = self.store.newest
-        known = newest.needing(self.service) if newest else self.needed
-        self._world.oracle.freed(self._world, outbox.origin, place, known, whole=whole)
+        return newest.needing(self.service) if newest else self.needed

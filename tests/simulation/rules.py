@@ -27,6 +27,16 @@ class Rules(msgspec.Struct, frozen=True):
         chain: a request carries the chain of the node's epochs (O2).
         chain_reaches_back: the chain goes back beyond the oldest epoch of which the node still has something (O2).
         ask_archive: what a floor skips comes from the archive (B4, C5).
+        frame_next: a frame is settled as a whole only where its first place is next to the watermark (I4).
+        frame_borders: what of a frame is known already is judged event by event (I4).
+        frame_lacks: a frame is passed over only where each of its places was passed with its event (B2, I4).
+        sequence_per_destination: each destination of commands has a sequence of its own (I1).
+        destination_answers: a command is freed by its destination's answer, not by the broker's (C1).
+        core_blocks: a core outbox that is full takes nothing more; it drops nothing (O3).
+        expiry: a command that has expired is passed without being done (S1).
+        expiry_in_sequence: it is the receiver that passes it, not the broker that loses it (S1).
+        removal_on_record: what was for a destination that is removed is dropped, and told when that comes back (O3).
+        position_met: the message that a destination's position names has to come first (S5).
     """
 
     suffix: bool = True
@@ -47,6 +57,16 @@ class Rules(msgspec.Struct, frozen=True):
     chain: bool = True
     chain_reaches_back: bool = True
     ask_archive: bool = True
+    frame_next: bool = True
+    frame_borders: bool = True
+    frame_lacks: bool = True
+    sequence_per_destination: bool = True
+    destination_answers: bool = True
+    core_blocks: bool = True
+    expiry: bool = True
+    expiry_in_sequence: bool = True
+    removal_on_record: bool = True
+    position_met: bool = True
 
 
 ALL = Rules()
