@@ -186,12 +186,12 @@ class Database(Store):
 
     @property
     def undecided(self) -> list[tuple[tuple[str, str], str]]:
-        """The epochs that hold something, or know of drops and withheld places that are not reached."""
+        """The epochs that hold or gave up something, or know of drops and withheld places that are not reached."""
         return [
             (origin, epoch)
             for origin, rows in self.epochs.items()
             for epoch, row in rows.items()
-            if row[3] or row[6] or row[7]
+            if row[3] or row[6] or row[7] or row[8]
         ]
 
 

@@ -24,11 +24,12 @@ PATIENCE = 25
 
 
 class Asked(NamedTuple):
-    """A question under way, and what had been forwarded by then, per lane and epoch (C2)."""
+    """A question under way, what had been forwarded by then, per lane and epoch (C2), and whether rows were here."""
 
     number: int
     at: int
     forwarded: dict[str, dict[str, list[Forwarded]]]
+    something: bool
 
 
 class Node:
@@ -105,7 +106,7 @@ class Node:
         origins = [each.question(world.rules) for each in self.outboxes if each.chain]
         forwarded = {name: lane.known_forwards() for name, lane in self.lanes.items()}
         number, generation = world.new_number(), self.generation
-        self._asked[consumer] = Asked(number, world.tick, forwarded)
+        self._asked[consumer] = Asked(number, world.tick, forwarded, any(box.prefix() for box in self.outboxes))
 
         def hear(answer: Answer) -> None:
             asked = self._asked.get(consumer)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Consumer:
     """A consumer: its database, its durables, and the reader that holds the lock of each partition.
 
-    ``destination`` is set where it takes commands. ``had`` and ``seen`` are the oracle's: the places that it ever had or
-    gave up, and those that it ever passed.
+    ``destination`` is set where it takes commands. ``had`` and ``seen`` are the oracle's: the places that it ever had
+    or gave up, and those that it ever passed.
     """
 
     stream = EVENTS

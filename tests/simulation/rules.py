@@ -32,6 +32,7 @@ class Rules(msgspec.Struct, frozen=True):
         frame_lacks: a frame is passed over only where each of its places was passed with its event (B2, I4).
         sequence_per_destination: each destination of commands has a sequence of its own (I1).
         destination_answers: a command is freed by its destination's answer, not by the broker's (C1).
+        last_floor: a destination is asked once more when nothing is left for it, and so told the last floor (O2, B4).
         core_blocks: a core outbox that is full takes nothing more; it drops nothing (O3).
         expiry: a command that has expired is passed without being done (S1).
         expiry_in_sequence: it is the receiver that passes it, not the broker that loses it (S1).
@@ -62,6 +63,7 @@ class Rules(msgspec.Struct, frozen=True):
     frame_lacks: bool = True
     sequence_per_destination: bool = True
     destination_answers: bool = True
+    last_floor: bool = True
     core_blocks: bool = True
     expiry: bool = True
     expiry_in_sequence: bool = True

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forebay.identity import Origin
-from forebay.protocol.confirmation import VERSION, OriginQuestion, Question
+from forebay.protocol.confirmation import VERSION, Answer, OriginQuestion, Question
 from tests.simulation.database import Outbox, Store
 from tests.simulation.events import COMMANDS, DESTINATIONS
-from tests.simulation.node import Node
+from tests.simulation.node import Asked, Node
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -28,6 +28,10 @@ class Sender(Node):
         self.destination = destination
         self._begin()
 
+    def _begin(self) -> None:
+        super()._begin()
+        self._said_all = True  # a process that finds nothing on its disk asks nobody
+
     def open(self) -> None:
         """Forget what was in memory; the process opens the store."""
         self._begin()
@@ -42,9 +46,18 @@ class Sender(Node):
         world = self._world
         if self.is_open and world.has_registered(self.destination):
             world.durable_of(self.destination).registered = True
-        told = world.has_registered(self.destination)
-        if any(box.rows or box.withheld or (box.dropped and told) for box in self.outboxes):
+        if self._anything or not self._said_all:
             super().ask(consumer)
+
+    @property
+    def _anything(self) -> bool:
+        told = self._world.has_registered(self.destination)
+        return any(box.rows or box.withheld or (box.dropped and told) for box in self.outboxes)
+
+    def _hear(self, consumer: str, asked: Asked, answer: Answer) -> None:
+        super()._hear(consumer, asked, answer)
+        # What was freed last moved the floor: the destination has to hear of that too, or its holes stay open.
+        self._said_all = not asked.something or not self._world.rules.last_floor
 
     def learn(self) -> None:
         """Nobody else has to be asked who needs it."""

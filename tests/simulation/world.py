@@ -421,6 +421,8 @@ class World:
             not self.net
             and not any(outbox.rows or outbox.dropped or outbox.withheld for outbox in outboxes)
             and not any(consumer.db.parked or consumer.db.undecided for consumer in self.consumers.values())
+            # One of two machines has a command confirmed that the other has still to read.
+            and all(each.readers[0].at_end() for to in self.oracle.cloned for each in self.takers(to))
         )
 
     def _drain(self) -> None:
