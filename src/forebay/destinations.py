@@ -1,8 +1,8 @@
 """Confirmation of commands: the core asks each destination that something is unconfirmed of, and frees (rule C1).
 
 The service that a command is for is its only confirmer. A destination that is away is asked more and more rarely, and
-none of the others waits for it; one that has confirmed everything is asked once more when its grace is over (O1), and
-then not until something is sent there again.
+none of the others waits for it; one that has confirmed everything is asked once more when its grace is over (O1), which
+frees, once more to tell it the floor, and then not until something is sent there again.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ _WITH_SOMETHING = """
           and not exists (select 1 from forebay_destination g where g.node || '/' || g.service = o.destination
                           and g.removed_at is not null)))"""
 """The drops of a node that was removed are told only when something is sent to it again."""
+
+
+_REMOVED = """
+    select 1 as some from forebay_destination where node || '/' || service = :to and removed_at is not null"""
 
 
 class DestinationConfirming(Confirming):
@@ -94,6 +98,7 @@ class DestinationConfirming(Confirming):
             StoreError: the database failed.
         """
         self.due = float("inf")  # until it is known; ``hurry`` brings it back
+        said_all = not await self._store.read(self._anything)
         try:
             moved = await self.ask()
             await self._claim()
@@ -108,7 +113,7 @@ class DestinationConfirming(Confirming):
             self.away = str(error)
             self._claimed = None  # it may be another durable when it answers again
             self._next(self._silent.next(), hurried=False)
-            return not await self._store.read(self._anything)  # it was removed meanwhile
+            return said_all and await self._store.read(self._is_removed)
         await self.free()
         complete = await self._store.read(self._all_confirmed, self.needed)
         await self._keep_books(settled=complete)
@@ -118,7 +123,9 @@ class DestinationConfirming(Confirming):
             self._next(SHED_GRACE if self._tail.is_long else max(self._grace, 1.0))
         else:
             self._next(self._answered.next())
-        return complete and not await self._store.read(self._anything)
+        # What was freed last moved the floor. The node has to hear of that too: after a restore of the core its holes
+        # would else stay open until the next command but one.
+        return complete and said_all and not await self._store.read(self._anything)
 
     def _next(self, pause: float, *, hurried: bool = True) -> None:
         at = self._clock() + pause
@@ -160,6 +167,9 @@ class DestinationConfirming(Confirming):
 
     def _anything(self, tx: Transaction) -> bool:
         return bool(tx.execute(f"{_WITH_SOMETHING} and o.destination = :to", to=self.destination))
+
+    def _is_removed(self, tx: Transaction) -> bool:
+        return bool(tx.execute(_REMOVED, to=self.destination))
 
     def _may_shed(self, upto: Mapping[str, Place]) -> None:
         for lane in self._outbox.lanes:

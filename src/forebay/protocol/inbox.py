@@ -97,9 +97,11 @@ class EpochState:
 
     @property
     def extent(self) -> int:
-        """The highest place that is known of."""
+        """The highest place that is known of, what was given up for lack of room included."""
         ends = [self.passed.watermark, *self.withheld]
         ends += [last for _, last in [*self.passed.ranges[-1:], *self.dropped[-1:]]]
+        if self.given_up is not None:
+            ends.append(self.given_up[1])
         return max(ends)
 
 
