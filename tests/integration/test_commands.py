@@ -1,5 +1,6 @@
 """Commands from the core to nodes, through a real broker: once, in order, whatever was away meanwhile."""
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from forebay.errors import BudgetSpentError
 from forebay.intents import RemoveNode, Retry
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.publishing import Publisher
-from forebay.jetstream.streams import api_request, consumer_info
+from forebay.jetstream.streams import api_request, consumer_info, stream_state
 from forebay.jetstream.topology.registering import register
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
@@ -336,6 +337,37 @@ async def test_o2_a_restored_core_sends_on_in_a_new_epoch_and_the_node_does_not_
             await eventually(lambda: _is(left(core.store), 0))
 
 
+async def test_b4_a_restored_core_closes_the_holes_of_what_it_no_longer_knows_with_its_next_command(
+    system: System,
+) -> None:
+    database = system.folder / "core" / "orders.db"
+    async with connected(system.server.url, node="core") as connection:
+        async with system.node() as node, system.core(grace=0.5) as core:
+            await core.store.write(send, 1, 2)
+            await eventually(lambda: _is(done(node.store), [1, 2]))
+        backup = database.read_bytes()
+        async with system.core() as core:
+            await core.store.write(send, 3, 4)
+            await eventually(lambda: _is(_last(connection), 4))
+        # The broker loses the third command, and the core all that it knew of it and of the fourth.
+        fourth = (await api_request(connection, "STREAM.MSG.GET.COMMANDS", {"seq": 4}))["message"]
+        lines = base64.b64decode(fourth["hdrs"]).decode().split("\r\n")[1:]
+        headers = dict(line.split(": ", 1) for line in lines if line)
+        await api_request(connection, "STREAM.DELETE.COMMANDS")
+        await apply(connection, "orders", services=["stock"])
+        await enlist(connection)
+        await connection.publish(f"cmd.{NODE}.stock.reserve", base64.b64decode(fourth["data"]), headers=headers)
+        _restore(database, backup)
+        async with system.node() as node, system.core(grace=0.5) as core:
+            await eventually(lambda: _is(_count(node.store, "forebay_held"), 1))
+            await core.store.write(send, 5, 5)
+            await eventually(lambda: _is(done(node.store), [1, 2, 5, 4]), limit=30)
+            gaps = "select node, service, first, last, kind from forebay_gap"
+            assert await rows(node.store, gaps) == [("core", "orders", 1, 1, "gap")]  # a new process, a new epoch
+            # Then nobody is asked any more.
+            await eventually(lambda: _true(core.destinations is not None and not core.destinations.asking))
+
+
 async def test_s4_another_database_of_the_same_node_does_not_read_its_durable(system: System, tmp_path: Path) -> None:
     async with system.core() as core:
         async with system.node() as node:
@@ -496,6 +528,10 @@ async def _count(store: UnitStore, table: str) -> int:
 
 async def _is(found: object, expected: object) -> bool:
     return await found == expected  # type: ignore[misc, no-any-return]
+
+
+async def _last(connection: Connection) -> int:
+    return (await stream_state(connection, "COMMANDS")).last
 
 
 async def _true(value: bool) -> bool:

@@ -152,6 +152,8 @@ def withhold(world: World) -> None:
     if chance < 0.6 and outbox.rows and node.is_open:
         place = world.rng.choice(list(outbox.rows))
         world.refused.add(outbox.rows[place].body)
+        if outbox.framed:  # neighbours as well: what is sent again of them goes in one frame
+            world.refused |= {event.body for at, event in outbox.rows.items() if 0 < at.sequence - place.sequence < 3}
         if world.chance(0.4):  # it is sent once more: it may be stored already, and be refused now
             node.lanes[outbox.origin.lane].missed(place.epoch, [(place.sequence, place.sequence)])
     elif chance < 0.8:

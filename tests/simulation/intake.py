@@ -57,7 +57,7 @@ class Intake:
         """Take a frame as a whole where it stands next to the watermark, else event by event (I4)."""
         origin, first, prev = events[0].origin, events[0].place, events[0].prev
         inbox, last = self.of(events[0]), events[-1].place.sequence
-        if self._consumer.name != ARCHIVE and self._repeats(inbox, first, last, origin.lane):
+        if self._consumer.name != ARCHIVE and inbox.repeats(first, last, origin.lane):
             return
         if not self._follows(inbox, first, last, prev if self._rules.prev else None, origin.lane):
             for event in events:
@@ -69,12 +69,6 @@ class Intake:
         inbox.settle_frame(first, last)
         self.drain(origin, inbox)
         self._world.oracle.soft["frames taken as a whole"] += 1
-
-    def _repeats(self, inbox: OriginInbox, first: Place, last: int, lane: str) -> bool:
-        if self._rules.frame_lacks:
-            return inbox.repeats(first, last, lane)
-        state = inbox.epochs.get(first.epoch)
-        return state is not None and last <= state.passed.watermark
 
     def _follows(self, inbox: OriginInbox, first: Place, last: int, prev: Place | None, lane: str) -> bool:
         follows = inbox.follows(first, last, prev, lane)

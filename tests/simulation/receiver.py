@@ -65,6 +65,9 @@ class CommandReader(Reader):
         self.committed = 0
         durable.next, durable.delivered = begin, begin - 1
         self._left_at = begin
+        if self._expected is not None and not self._world.rules.position_met:
+            self.committed, self._expected = self._expected.sequence, None
+            durable.next = self._left_at = self.committed + 1
         durable.lost.clear()
         self.buffer.clear()
         self.synced, self._jumped, self.incarnation = True, False, stream.created
@@ -75,7 +78,7 @@ class CommandReader(Reader):
             self.synced = False
         if self.synced and self.durable.next != self._left_at:
             self._begin_anew()
-        if self.synced and self._expected is not None and self._world.rules.position_met:
+        if self.synced and self._expected is not None:
             self._meet(self._expected)
         super().fetch(limit)
         self._left_at = self.durable.next

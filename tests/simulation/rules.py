@@ -29,7 +29,6 @@ class Rules(msgspec.Struct, frozen=True):
         ask_archive: what a floor skips comes from the archive (B4, C5).
         frame_next: a frame is settled as a whole only where its first place is next to the watermark (I4).
         frame_borders: what of a frame is known already is judged event by event (I4).
-        frame_lacks: a frame is passed over only where each of its places was passed with its event (B2, I4).
         sequence_per_destination: each destination of commands has a sequence of its own (I1).
         destination_answers: a command is freed by its destination's answer, not by the broker's (C1).
         last_floor: a destination is asked once more when nothing is left for it, and so told the last floor (O2, B4).
@@ -60,7 +59,6 @@ class Rules(msgspec.Struct, frozen=True):
     ask_archive: bool = True
     frame_next: bool = True
     frame_borders: bool = True
-    frame_lacks: bool = True
     sequence_per_destination: bool = True
     destination_answers: bool = True
     last_floor: bool = True

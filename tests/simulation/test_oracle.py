@@ -43,6 +43,16 @@ BROKEN = [
     Broken("chain", "5-"),
     Broken("chain_reaches_back", "1-", "late,trim,crash,arestore,wipe,crestore", Pace(share=0.1)),
     Broken("ask_archive", "1-needless-gap", "crestore,trim"),
+    Broken("frame_next", "6-books"),
+    Broken("frame_borders", "2-double"),
+    Broken("sequence_per_destination", "5-"),
+    Broken("destination_answers", "4-freed-early"),
+    Broken("last_floor", "5-", "commands,xrestore,nrestore,msgloss,trim", Pace(share=0.1)),
+    Broken("core_blocks", "1-dropped-unasked"),
+    Broken("expiry", "8-done-late"),
+    Broken("expiry_in_sequence", "5-"),
+    Broken("removal_on_record", "5-"),
+    Broken("position_met", "1-lost-in-needless-gap", "commands,rollback,clone,crestore", Pace(share=0.1, grace=100)),
 ]
 
 
