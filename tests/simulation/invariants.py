@@ -105,7 +105,7 @@ class Oracle:
         # What a consumer had, and lost by its own restore from a backup older than the grace, may be a gap (O1).
         # Of two machines of a destination one confirms for the other, even while a clone of the sender has it still.
         mine = place not in consumer.had or place in self.owed[consumer.name]
-        if mine and origin.destination not in self.cloned:
+        if mine and not (origin.destination in self.cloned and where.startswith("on ")):
             self.live_gaps.add((consumer.name, place))
         if origin not in self.branched and origin.destination not in self.cloned:
             world.fail("1-needless-gap", consumer.name, origin, place, where)
