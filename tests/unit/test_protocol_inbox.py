@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from forebay.identity import Place
+from forebay.protocol.closing import given_up, targets
 from forebay.protocol.inbox import Due, EpochState, OriginInbox, Step, Verdict
 from forebay.sequences import SequenceSet
 
@@ -95,3 +96,14 @@ def test_a_frame_that_may_bring_what_is_missing_or_wanted_is_no_repetition_b4_o4
     assert not inbox.repeats(Place(A, 1), 6, "ledger")
     assert not inbox.repeats(Place(A, 1), 5, "telemetry")
     assert not inbox.repeats(Place(B, 1), 5, "ledger")
+
+
+def test_a_floor_of_a_later_epoch_reaches_back_to_what_was_given_up_of_an_older_one_b3_b4() -> None:
+    inbox = origin(a=SequenceSet(2), b=SequenceSet(1))
+    inbox.epochs[B].prev = Place(A, 2)  # a restored node goes on from there: its third event is of a branch left behind
+    inbox.judge(Place(A, 4), None, "ledger")
+    inbox.hold(Place(A, 4))
+    inbox.give_up(Place(A, 4), 17)
+    upto = targets(inbox, "ledger", Place(B, 1), {})
+    assert upto == {A: 4, B: 1}
+    assert given_up(inbox, upto) == 17
