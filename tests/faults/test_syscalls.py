@@ -51,10 +51,8 @@ def test_a_lock_on_the_log_that_cannot_be_given_back_does_not_stop_the_node_unti
 ) -> None:
     """Every write was refused from then on, each after ten seconds; seed 9118 of the campaign found it."""
     with ForkServer(WRITE.module) as server:
-        folder = tmp_path / "undisturbed"
-        said_too = ["-P", str(folder / "journal"), "-e", "trace=fcntl,write"]
-        for number in _given_back_after_an_answer(run(server, folder, said_too).splitlines()):
-            folder = tmp_path / str(number)
+        for round_, number in _tries(server, tmp_path):
+            folder = tmp_path / f"{round_}-{number}"
             found = disturb(WRITE, server, Point("fcntl", number, "error=EIO"), folder)
             assert not found.wrong, number
             said = [line.split()[0] for line in (folder / "journal").read_text().splitlines()]
@@ -63,6 +61,18 @@ def test_a_lock_on_the_log_that_cannot_be_given_back_does_not_stop_the_node_unti
     assert said.count("refused") == 1
     assert said.count("ack") == UNITS - 1
     assert said[-2:] == ["freed", "end"]
+
+
+def _tries(server: ForkServer, folder: Path) -> Iterator[tuple[int, int]]:
+    """Yield calls that gave the lock back in an undisturbed run, of one such run after the other.
+
+    About one in four is that call again where it fails; that none of them is, in all rounds, does not happen.
+    """
+    for round_ in range(15):
+        place = folder / f"undisturbed-{round_}"
+        said_too = ["-P", str(place / "journal"), "-e", "trace=fcntl,write"]
+        for number in _given_back_after_an_answer(run(server, place, said_too).splitlines()):
+            yield round_, number
 
 
 def _given_back_after_an_answer(calls: Sequence[str]) -> Iterator[int]:
