@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from forebay.postgres import PostgresStore
 from forebay.scripts import MigrationSet
 from forebay.sqlite import SqliteStore
@@ -22,6 +24,10 @@ DEFAULT = os.environ.get("FOREBAY_TEST_STORE", "sqlite")
 
 _chosen = DEFAULT
 _schemas: dict[Path, str] = {}
+
+
+takes_the_file = pytest.mark.skipif(DEFAULT == "postgres", reason="it takes the database's file in hand")
+"""Marks a test of what has to do with the file of a SQLite database, in a module that runs on both stores."""
 
 
 def choose(kind: str) -> None:

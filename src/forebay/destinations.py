@@ -50,7 +50,7 @@ _WITH_SOMETHING = """
 
 
 _REMOVED = """
-    select 1 as some from forebay_destination where node || '/' || service = :to and removed_at is not null"""
+    select 1 as removed from forebay_destination where node || '/' || service = :to and removed_at is not null"""
 
 
 class DestinationConfirming(Confirming):

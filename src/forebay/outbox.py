@@ -44,7 +44,7 @@ _EPOCHS = """
 
 _COUNT = """
     select count(*) as waiting from
-      (select 1 from forebay_outbox where epoch = :epoch_id and sequence > :after limit :limit) as some"""
+      (select 1 from forebay_outbox where epoch = :epoch_id and sequence > :after limit :limit) as ahead"""
 
 
 class Outbox:

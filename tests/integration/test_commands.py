@@ -23,6 +23,7 @@ from forebay.testing.nats_server import NatsServer
 from forebay.unit_of_work import UnitStore
 from tests import stores
 from tests.integration.rig import apply, connected, eventually, rows, serving, started
+from tests.stores import takes_the_file
 
 NODE = "store-330"
 
@@ -337,6 +338,7 @@ async def test_o2_a_restored_core_sends_on_in_a_new_epoch_and_the_node_does_not_
             await eventually(lambda: _is(left(core.store), 0))
 
 
+@takes_the_file
 async def test_b4_a_restored_core_closes_the_holes_of_what_it_no_longer_knows_with_its_next_command(
     system: System,
 ) -> None:

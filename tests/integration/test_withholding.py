@@ -38,7 +38,7 @@ from tests.integration.rig import (
     until,
 )
 from tests.services.command_line import forebay
-from tests.stores import url_of
+from tests.stores import takes_the_file, url_of
 
 SMALL, LARGE = "max_payload: 8192\n", "max_payload: 1048576\n"
 BIG = "x" * 20_000
@@ -135,6 +135,7 @@ async def test_an_event_above_the_streams_limit_is_sent_again_once_it_is_raised_
             assert (books["written"], books["confirmed"]) == (7, 0)
 
 
+@takes_the_file
 async def test_a_store_that_is_busy_when_an_event_is_to_be_withheld_pauses_the_relay_and_it_goes_on_o4(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
