@@ -16,7 +16,7 @@ from forebay.clock import HybridClock
 from forebay.drafts import Draft, Extra
 from forebay.envelope import Message, command_subject, decode_message, encode_headers, event_subject, identify
 from forebay.event import Event
-from forebay.frame import decode_frame, encode_frame, identify_frame
+from forebay.frame import decode_frame, identify_frame
 from forebay.identity import Place, partition_of
 from forebay.jetstream.topology import confirmed_by
 from forebay.lanes import Lane
@@ -33,6 +33,7 @@ from forebay.protocol.confirmation import (
 )
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.unit_of_work import UnitOfWork, UnitStore
+from tests.framed import encode_frame
 
 WIRE = Path(__file__).parent / "wire"
 EPOCHS = ["019cab1e4c007000800000000000000a", "019cab1e4c007000800000000000000b"]

@@ -9,7 +9,6 @@ from typing import Any
 import forebay
 from forebay.delivery import Delivery
 from forebay.envelope import Message, decode_message, encode_headers, identify
-from forebay.frame import encode_frame
 from forebay.handlers import Handlers
 from forebay.identity import Place, partition_of
 from forebay.intake import take_all
@@ -19,6 +18,7 @@ from forebay.sqlite import MigrationSet
 from forebay.taken import Taken
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitStore
+from tests.framed import encode_frame
 from tests.stores import AnyStore, open_store
 
 ENGINE = MigrationSet("forebay", Path(forebay.__file__).parent / "migrations")

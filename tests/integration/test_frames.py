@@ -11,7 +11,7 @@ import pytest
 
 from forebay import Event, Lane, Service, UnitOfWork, packing
 from forebay.envelope import Message, decode_message, identify
-from forebay.frame import decode_frame, identify_frame, is_frame
+from forebay.frame import decode_frame, identify_frame
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.streams import api_request, stream_state
@@ -21,6 +21,7 @@ from forebay.relay import Relay
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from forebay.withholding import listed
+from tests.framed import is_frame
 from tests.integration.rig import connected, create_stream, serving, started, until
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)

@@ -19,14 +19,13 @@ from forebay.frame import (
     FrameIdentity,
     Unreadable,
     decode_frame,
-    encode_frame,
     frame_headers,
     frames_take,
     identify_frame,
-    is_frame,
 )
 from forebay.identity import Place
 from forebay.packing import MAX_BYTES, pack, unpack
+from tests.framed import encode_frame, is_frame
 from tests.property.test_envelope import ANY_TEXT, ATTRIBUTES, EPOCHS, NAMES, PLACES, TEXTS, TIMES, TOKENS
 
 STORED_AT = datetime(2026, 3, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from forebay import Event, Lane, UnitOfWork
 from forebay.envelope import Message, decode_message, identify
-from forebay.frame import decode_frame, identify_frame, is_frame
+from forebay.frame import decode_frame, identify_frame
 from forebay.identity import parse_message_id
 from forebay.jetstream.publishing import NotSent, Outcome, Outgoing, Refused, Stored, Uncertain, encode_head
 from forebay.lanes import Frames
@@ -24,6 +24,7 @@ from forebay.outbox import Outbox
 from forebay.relay import Relay
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.unit_of_work import UnitStore
+from tests.framed import is_frame
 
 ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
 AT = datetime(2026, 3, 1, tzinfo=UTC)
