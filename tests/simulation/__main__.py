@@ -15,7 +15,7 @@ import msgspec
 from tests.simulation.faults import FAULTS
 from tests.simulation.pace import PACE, Pace
 from tests.simulation.rules import Rules, without
-from tests.simulation.world import Result, simulate
+from tests.simulation.schedule import Result, simulate
 
 PROGRESS_INTERVAL = 5.0
 """Seconds between lines of progress."""

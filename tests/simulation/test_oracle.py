@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.faults import FAULTS
 from tests.simulation.pace import PACE, Pace
 from tests.simulation.rules import Rules, without
-from tests.simulation.world import simulate
+from tests.simulation.schedule import simulate
 
 SEEDS = 600
 """Schedules in which a missing rule must show; most do within ten."""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.faults import FAULTS
 from tests.simulation.pace import Pace
-from tests.simulation.world import Result, simulate
+from tests.simulation.schedule import Result, simulate
 
 BLOCK = 300
 """Schedules of one test, some five seconds."""

@@ -1,4 +1,4 @@
-"""One world, one seed: nodes, a broker and consumers, a scheduler that picks what happens next, and faults.
+"""One world, one seed: nodes, a broker, consumers and the network between them; ``schedule`` picks what happens.
 
 What runs is the code that ships, the pure part of it: ``forebay.protocol``, ``forebay.sequences`` and
 ``forebay.identity``. Around it are in-memory stand-ins for databases, broker and network; there are no sockets, threads
@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from forebay.identity import Origin, partition_of
 from forebay.protocol.confirmation import Answer, ConfirmedBy, Question
@@ -33,9 +32,7 @@ from tests.simulation.events import (
     Event,
     Message,
 )
-from tests.simulation.faults import STRIKES
-from tests.simulation.intake import Intake
-from tests.simulation.invariants import Oracle, ViolationError, check
+from tests.simulation.invariants import Oracle, ViolationError
 from tests.simulation.lane import KNOWN, REFUSED, Outcome, Publish
 from tests.simulation.node import Node
 from tests.simulation.pace import PACE, Pace
@@ -46,25 +43,8 @@ from tests.simulation.sender import CoreNode, command_outboxes
 
 _LEADING_ZEROS = re.compile("0{20,}")  # of epochs
 
-ROUNDS = 60
-"""Rounds in which a healed world must have drained (5)."""
-
 LANES = ["ledger", "telemetry"]
 """Of the service that sends commands."""
-
-RETRY_WITHHELD = 5
-"""Rounds after which a withheld body is tried again, limits or not (B2)."""
-
-
-class Result(NamedTuple):
-    """What a schedule came to."""
-
-    seed: int
-    violation: str | None
-    rounds: int
-    events: int
-    resends: int
-    soft: dict[str, int]
 
 
 class World:
@@ -78,7 +58,7 @@ class World:
         self.rules = rules
         self.pace = pace
         self.verbose = verbose
-        self.tick = self._numbers = self._epochs = self._bodies = self._incarnations = 0
+        self.tick = self._numbers = self._epochs = self.bodies = self._incarnations = 0
         self.healed = False
         self.rounds = 0
         self.oracle = Oracle()
@@ -88,8 +68,6 @@ class World:
         self.stream_copies: dict[str, list[Stream]] = {EVENTS: [], COMMANDS: []}
         self.node_backups: dict[int, Store] = {}
         self.database_backups: dict[str, tuple[Database, int]] = {}
-        self._strikes = [name for name in sorted(self.faults) if name in STRIKES]
-        self._strikes += ["withhold"] * 2 * ("withhold" in self.faults)
         self.confirmed_by = ConfirmedBy(1, {ARCHIVE: ["*"], EMITTER: [EDGE], DERIVED: [CORE]})
         self.has_commands = "commands" in self.faults
         self.removed: set[str] = set()
@@ -150,6 +128,11 @@ class World:
         self._numbers += 1
         return self._numbers
 
+    def new_body(self) -> int:
+        """Return an event's body that was not given yet."""
+        self.bodies += 1
+        return self.bodies
+
     def new_epoch(self) -> str:
         """Return a new epoch, above all earlier ones as a UUIDv7 is."""
         self._epochs += 1
@@ -208,10 +191,11 @@ class World:
 
     def disconnect(self) -> None:
         """Lose the readers' connections."""
-        for reader in self._readers():
+        for reader in self.readers():
             reader.synced = False
 
-    def _readers(self) -> Iterator[Reader]:
+    def readers(self) -> Iterator[Reader]:
+        """Give all readers of all consumers."""
         for consumer in self.consumers.values():
             yield from list(consumer.readers.values())
 
@@ -292,7 +276,8 @@ class World:
             self.net.append(("transaction", lambda: self._step(steps)))
             return
 
-    def _travel(self) -> None:
+    def travel(self) -> None:
+        """Let some of what is under way arrive, in some order."""
         for _ in range(1 + len(self.net) // 3):
             if not self.net:
                 return
@@ -300,181 +285,7 @@ class World:
             if kind not in ("question", "answer") or not self.strikes("confloss", 0.1):
                 arrive()
 
-    def _arrive_all(self) -> None:
+    def arrive_all(self) -> None:
+        """Let all that is under way arrive, and what that sends."""
         while self.net:
             self.net.pop(0)[1]()
-
-    # --- the run
-
-    def run(self) -> None:
-        """Let things happen, heal, drain and check.
-
-        Raises:
-            ViolationError: a promise was broken.
-        """
-        for _ in range(self.pace.steps):
-            self._something_happens()
-        self._heal()
-        self._drain()
-        check(self)
-
-    def _something_happens(self) -> None:
-        self.tick += 1
-        what = self.rng.random()
-        if self._strikes and self.chance(self.pace.share):
-            STRIKES[self.rng.choice(self._strikes)](self)
-        elif what < 0.06:
-            self._write()
-        elif what < 0.25:
-            node = self.rng.choice(self.all_nodes())
-            if node.is_open:
-                node.relay(self.rng.choice(list(node.lanes.values())))
-        elif what < 0.55:
-            self._read()
-        elif what < 0.74:
-            self._confirm(self.rng.choice(self.all_nodes()))
-        elif what < 0.96:
-            self._travel()
-        else:
-            consumer = self.any_consumer()
-            if consumer.active:
-                self._retry(consumer)
-        for node in self.processes():
-            if not node.is_open and self.chance(0.05):
-                node.open()
-
-    def _write(self) -> None:
-        node = self.rng.choice(self.writers())
-        if node.is_open:
-            outbox = self.rng.choice(list(node.store.outboxes.values()))
-            for _ in range(self.rng.randint(1, 3)):
-                if outbox.origin.destination and not self._has_room(outbox):
-                    return
-                self._bodies += 1
-                key, expires = self.rng.choice("kl"), self.expiry() if outbox.origin.destination else None
-                event = outbox.append(self, key, self._bodies, expires=expires)
-                self.say("write", node.number, event)
-
-    def _has_room(self, outbox: Outbox) -> bool:
-        if len(outbox.rows) + len(outbox.withheld) < self.pace.room:
-            return True
-        self.oracle.soft["blocked"] += 1
-        if not self.rules.core_blocks:
-            outbox.push_out(min([*outbox.rows, *outbox.withheld]))
-            return True
-        return False
-
-    def _read(self) -> None:
-        consumer = self.any_consumer()
-        if consumer.active:
-            reader = consumer.readers[self.rng.randrange(consumer.partitions)]
-            if reader.buffer and self.chance(0.6):
-                reader.commit()
-            elif self.chance(0.15):
-                reader.redeliver()
-            else:
-                reader.fetch(self.rng.randint(1, 12))
-
-    def _confirm(self, node: Node) -> None:
-        if node.is_open:
-            node.learn()
-            for name in node.needed:
-                node.ask(name)
-            node.free()
-
-    def _retry(self, consumer: Consumer) -> None:
-        intake = Intake(self, consumer)
-        intake.retry()
-        intake.finish()
-
-    def _heal(self) -> None:
-        self.say("--- HEAL")
-        self.healed = True
-        self._arrive_all()
-        self.failing.clear()
-        self.refused.clear()
-        if LATECOMER in self.consumers and not self.consumers[LATECOMER].active:
-            del self.consumers[LATECOMER]
-        self.stream.confirmed_by = self.confirmed_by
-        self.removed.clear()
-        for node in self.processes():
-            if not node.is_open:
-                node.open()
-        for node in self.nodes:  # life goes on: one more event each
-            for outbox in node.outboxes:
-                self._bodies += 1
-                outbox.append(self, "k", self._bodies)
-        self._command(DESTINATIONS)
-        self.disconnect()
-
-    def _command(self, destinations: Iterable[str]) -> None:
-        """Send one more command from each outbox: a destination is asked only while there is something here for it."""
-        for process in (self.emitter, *self.desks):
-            for outbox in process.store.outboxes.values():
-                if outbox.origin.destination in destinations:
-                    self._bodies += 1
-                    outbox.append(self, "k", self._bodies)
-
-    def _settled(self) -> bool:
-        outboxes = [outbox for node in self.all_nodes() for outbox in node.outboxes]
-        return (
-            not self.net
-            and not any(outbox.rows or outbox.dropped or outbox.withheld for outbox in outboxes)
-            and not any(consumer.db.parked or consumer.db.undecided for consumer in self.consumers.values())
-            # One of two machines has a command confirmed that the other has still to read.
-            and all(each.readers[0].at_end() for to in self.oracle.cloned for each in self.takers(to))
-        )
-
-    def _drain(self) -> None:
-        for self.rounds in range(ROUNDS):
-            self.tick += self.pace.grace + 1
-            if self.rounds % 10 == 9:  # what one of two machines confirmed is freed, and the other hears it later
-                self._command(self.oracle.cloned)
-            for node in self.all_nodes():
-                for lane in node.lanes.values():
-                    if self.rounds % RETRY_WITHHELD == 0:
-                        lane.try_withheld()
-                    node.relay(lane)
-            for _ in range(2):
-                for reader in self._readers():
-                    reader.fetch(1000)
-                    reader.fetch(1000)
-                    reader.commit()
-                    reader.redeliver()
-                for consumer in self.consumers.values():
-                    self._retry(consumer)
-            for node in self.all_nodes():
-                self._confirm(node)
-                self._arrive_all()
-                node.free()
-            if self._settled() and self.rounds > 2:
-                return
-        left = [
-            (node.name, node.number, *outbox.origin[2:], list(outbox.rows), outbox.dropped, list(outbox.withheld))
-            for node in self.all_nodes()
-            for outbox in node.outboxes
-            if outbox.rows or outbox.dropped or outbox.withheld
-        ]
-        parked = [(name, *each) for name, consumer in self.consumers.items() for each in consumer.db.parked.items()]
-        undecided = [(name, *consumer.db.undecided[:3]) for name, consumer in self.consumers.items()]
-        self.fail("5-not-drained", left, parked[:3], undecided)
-
-    def result(self, seed: int, violation: str | None) -> Result:
-        """Return what the run came to."""
-        return Result(seed, violation, self.rounds, self._bodies, self.oracle.resends, dict(self.oracle.soft))
-
-
-def simulate(
-    seed: int, faults: Iterable[str], *, rules: Rules = ALL, pace: Pace = PACE, verbose: bool = False
-) -> Result:
-    """Run one schedule."""
-    world = World(seed, faults, rules=rules, pace=pace, verbose=verbose)
-    try:
-        world.run()
-    except ViolationError as violation:
-        return world.result(seed, str(violation))
-    except Exception as error:  # the code that ships must not raise, whatever happens
-        if verbose:
-            raise
-        return world.result(seed, f"raised: {type(error).__name__}: {error}")
-    return world.result(seed, None)
