@@ -15,14 +15,13 @@ import anyio
 
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
-from forebay.errors import MessageError, StoreError
+from forebay.errors import StoreError
 from forebay.handlers import Handlers
-from forebay.identity import parse_message_id
 from forebay.intake import take_all
 from forebay.positions import forget_causes
 from forebay.redrive import Rows
-from forebay.retries import FAILURES_IN_A_ROW, Retries, anyone
-from forebay.taken import HandlerFailedError, Taken, one_line
+from forebay.retries import Retries, anyone
+from forebay.taken import HandlerFailedError, Taken, in_a_row, message_id_of, one_line
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -116,13 +115,13 @@ class Committing:
                 else:
                     self._failed(failing, error.message_id, str(error), error.__cause__)
                     end = at + max(1, error.index)  # what came before it is committed without it
-                    if _in_a_row(failing):
-                        failing[_message_id(part[error.index].headers)] = str(error)
+                    if in_a_row(failing):
+                        failing[message_id_of(part[error.index].headers)] = str(error)
             except StoreError:
                 raise
             except Exception as error:
                 # Not in a handler: a deferred constraint that COMMIT found, say. Whose it is shows only singly.
-                message_id = _message_id(part[0].headers)
+                message_id = message_id_of(part[0].headers)
                 if len(part) > 1:
                     end = at + 1
                 elif list(failing) == [message_id]:
@@ -215,23 +214,3 @@ class Committing:
             logger.error("consumer.parked", extra={"consumer": self._name, "events": taken.parked})
         if taken.expired:
             logger.warning("command.expired", extra={"consumer": self._name, "commands": taken.expired})
-
-
-def _in_a_row(failing: Mapping[str, str]) -> bool:
-    """Whether so many events of one delivery failed one after the other that it is hardly their fault (F2).
-
-    The rest of a frame is then parked untried: each event by event would undo and repeat the others every time.
-    """
-    places = [message_id.rpartition("-") for message_id in failing][-FAILURES_IN_A_ROW:]
-    epoch, _, first = places[0]
-    return len(places) == FAILURES_IN_A_ROW and [(each, last) for each, _, last in places] == [
-        (epoch, str(int(first) + at)) for at in range(len(places))
-    ]
-
-
-def _message_id(headers: Mapping[str, str]) -> str:
-    try:
-        found = parse_message_id(headers.get("Nats-Msg-Id", ""))
-    except MessageError:
-        found = None
-    return str(found) if found else headers.get("Nats-Msg-Id", "")

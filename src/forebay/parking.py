@@ -68,10 +68,15 @@ class Whose(NamedTuple):
 
 
 class Parked(NamedTuple):
-    """One parked event as a retry gets it."""
+    """One parked event as a retry gets it.
+
+    Attributes:
+        placed: whether its place was read and passed; an origin waits behind what could not even be placed.
+    """
 
     id: int
     message_id: str
+    placed: bool
     wanted: bool
     alone: bool
     attempts: int

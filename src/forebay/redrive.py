@@ -135,7 +135,7 @@ def _parked(row: Row) -> Parked:
         _headers.decode(row["headers"]),
         row["body"],
     )
-    flags = bool(row["wanted"]), bool(row["alone"])
+    flags = row["epoch"] is not None, bool(row["wanted"]), bool(row["alone"])
     return Parked(row["id"], row["message_id"] or "", *flags, row["attempts"], delivery)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeGuard
 
 import anyio
 
@@ -13,13 +14,18 @@ from forebay.handlers import Handlers
 from forebay.intake import Intake
 from forebay.parking import HANDLER, Parked
 from forebay.redrive import Rows, due, next_retry, postpone
-from forebay.taken import Failing, Taken, one_line
+from forebay.taken import (
+    FAILURES_IN_A_ROW,
+    Failing,
+    HandlerFailedError,
+    Taken,
+    in_a_row,
+    message_id_of,
+    one_line,
+)
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
-
-FAILURES_IN_A_ROW = 10
-"""Handlers' failures over different keys, with no success between, after which the consumer stops reading (F2)."""
 
 RETRIES = 50
 """Parked events that are tried between two batches, at most."""
@@ -103,36 +109,65 @@ class Retries:
 
     async def _retry(self, parked: Parked) -> None:
         extra = {"consumer": self._consumer, "message_id": parked.message_id, "attempts": parked.attempts}
-        try:
-            self._count(await self._store.write(self._retry_one, parked))
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it stays parked with it
-            reason = error.reason if isinstance(error, MessageError) else HANDLER
-            detail = str(error) if isinstance(error, ForebayError) else one_line(error)
-            await self._store.write(self._postpone, parked, reason, detail)
-            logger.warning("consumer.retry_failed", extra={**extra, "reason": detail})
-        else:
-            logger.info("consumer.retried", extra=extra)
-            self._failed_in_a_row.clear()
-            if self.suspended is not None:
-                self.suspended = None
-                logger.warning("consumer.resumed", extra={"consumer": self._consumer})
+        failing: dict[str, str] = {}
+        while True:
+            try:
+                taken = await self._store.write(self._retry_one, parked, failing)
+            except StoreError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, it stays parked with it
+                if _another(error, parked, failing):
+                    self._failed(failing, error, parked)
+                    continue
+                reason = error.reason if isinstance(error, MessageError) else HANDLER
+                detail = str(error) if isinstance(error, ForebayError) else one_line(error)
+                await self._store.write(self._postpone, parked, reason, detail)
+                logger.warning("consumer.retry_failed", extra={**extra, "reason": detail})
+                return
+            break
+        self._count(taken)
+        logger.info("consumer.retried", extra=extra)
+        if failing and not taken.applied:
+            return  # nothing says that handlers succeed again
+        self._failed_in_a_row.clear()
+        if self.suspended is not None:
+            self.suspended = None
+            logger.warning("consumer.resumed", extra={"consumer": self._consumer})
+
+    def _failed(self, failing: dict[str, str], error: HandlerFailedError, parked: Parked) -> None:
+        failing[error.message_id] = str(error)
+        if in_a_row(failing):
+            failing[message_id_of(parked.delivery.headers)] = str(error)
+        logger.error(
+            "consumer.handler_failed",
+            extra={"consumer": self._consumer, "message_id": error.message_id, "reason": str(error)},
+            exc_info=error.__cause__,
+        )
 
     # On the store's thread.
 
-    def _retry_one(self, work: UnitOfWork, parked: Parked) -> Taken:
+    def _retry_one(self, work: UnitOfWork, parked: Parked, failing: Failing) -> Taken:
         self._require(parked.delivery.partition)
-        return retry_one(work, self._handlers, parked)
+        return retry_one(work, self._handlers, parked, failing)
 
     def _postpone(self, work: UnitOfWork, parked: Parked, reason: str, detail: str) -> None:
         self._require(parked.delivery.partition)
         postpone(work, parked, reason, detail)
 
 
-def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked) -> Taken:
+def _another(error: Exception, parked: Parked, failing: Failing) -> TypeGuard[HandlerFailedError]:
+    """Whether an event failed that the retry only brought along: one of a frame, or held behind what is retried.
+
+    It is parked by itself then, with its key, and the others take effect (F1).
+    """
+    if not isinstance(error, HandlerFailedError) or error.message_id in failing:
+        return False
+    return not (parked.placed and error.message_id == parked.message_id)
+
+
+def retry_one(work: UnitOfWork, handlers: Handlers, parked: Parked, failing: Failing | None = None) -> Taken:
     """Make a parked event's effect, in one unit of work with its leaving the parking; raises as ``Intake.retry``."""
-    intake = Intake(work, handlers)
+    intake = Intake(work, handlers, failing=failing)
     intake.retry(parked)
     return intake.finish()
 

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 import msgspec
 
 from forebay.envelope import Message
-from forebay.errors import ForebayError
+from forebay.errors import ForebayError, MessageError
+from forebay.identity import parse_message_id
+
+FAILURES_IN_A_ROW = 10
+"""Handlers' failures over different keys, with no success between, after which the consumer stops reading (F2)."""
 
 
 class HandlerFailedError(ForebayError):
@@ -43,6 +47,28 @@ class Taken(msgspec.Struct):
     filled: int = 0
     missing: int = 0
     expired: int = 0
+
+
+def in_a_row(failing: Failing) -> bool:
+    """Whether so many events of one delivery failed one after the other that it is hardly their fault (F2).
+
+    The rest of a frame is then parked untried: each event by event would undo and repeat the others every time.
+    """
+    places = [message_id.rpartition("-") for message_id in failing][-FAILURES_IN_A_ROW:]
+    epoch, _, first = places[0]
+    return len(places) == FAILURES_IN_A_ROW and [(each, last) for each, _, last in places] == [
+        (epoch, str(int(first) + at)) for at in range(len(places))
+    ]
+
+
+def message_id_of(headers: Mapping[str, str]) -> str:
+    """Return a message's id without a retransmission's suffix; as it stands where it is none of ours."""
+    text = headers.get("Nats-Msg-Id", "")
+    try:
+        found = parse_message_id(text)
+    except MessageError:
+        found = None
+    return str(found) if found else text
 
 
 def one_line(error: Exception) -> str:

@@ -16,8 +16,8 @@ from forebay.identity import Place, parse_message_id
 from forebay.intents import Discard, RemoveFollower, Retry
 from forebay.losses import mend
 from forebay.metrics import render
-from forebay.retries import FAILURES_IN_A_ROW
 from forebay.running import RunningService
+from forebay.taken import FAILURES_IN_A_ROW
 from forebay.testing.nats_server import NatsServer
 from forebay.withholding import withhold
 from tests.integration.rig import (

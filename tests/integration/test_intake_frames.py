@@ -17,7 +17,8 @@ from forebay.handlers import Handlers
 from forebay.identity import Place
 from forebay.intake import BATCH_BYTES, take_all
 from forebay.redrive import discard, due
-from forebay.retries import FAILURES_IN_A_ROW, retry_one
+from forebay.retries import retry_one
+from forebay.taken import FAILURES_IN_A_ROW
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
 from tests.integration.test_intake import FAILING, Rung, effects, event, handlers, opened_at, watermark
 
@@ -182,6 +183,30 @@ async def test_a_frame_that_cannot_be_read_keeps_its_origin_waiting_until_it_can
 
     assert await effects(core) == [7, 1, 2, 3, 4]
     assert await core.parked() == []
+
+
+@pytest.mark.parametrize("failing", [{2}, {1, 4, 13}, set(range(1, FAILURES_IN_A_ROW + 1))], ids=str)
+async def test_of_a_frame_that_is_read_at_last_only_the_failing_events_stay_parked_f1(
+    core: Core, stream: Stream, monkeypatch: pytest.MonkeyPatch, failing: set[int]
+) -> None:
+    last = FAILURES_IN_A_ROW + 2
+    events = [event(stream, at, FAILING if at in failing else at) for at in range(1, max(last, *failing) + 1)]
+    frame = stream.frame(events[:last], packed=True)
+    with monkeypatch.context() as without:
+        without.setattr(packing, "_zstd", lambda: None)
+        await core.take([frame, *events[last:]])
+
+    await core.store.write(wake, "1 = 1")
+    reader = Committed(core)
+    await reader.committing.retries.begin()
+    await reader.committing.retry_due()
+
+    # What comes after as many as that in a row waits untried, with them.
+    fine = [at for at in range(1, last + 1) if at not in failing and len(failing) < FAILURES_IN_A_ROW]
+    assert await effects(core) == fine
+    assert await core.parked() == [("handler", f"{OLD}-{at}") for at in range(1, len(events) + 1) if at not in fine]
+    assert await watermark(core) == len(events)
+    assert reader.committing.totals.applied == len(fine)
 
 
 @pytest.mark.parametrize("wrong", [b"{}", b"[", b"[1,2]", b"", b"[{}]"])

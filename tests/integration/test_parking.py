@@ -14,8 +14,8 @@ from forebay import Event, Message, Service, UnitOfWork
 from forebay.consumer import Consumer
 from forebay.jetstream.connection import Connection
 from forebay.redrive import discard, retry
-from forebay.retries import FAILURES_IN_A_ROW
 from forebay.running import RunningService
+from forebay.taken import FAILURES_IN_A_ROW
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import (
     NODE,
