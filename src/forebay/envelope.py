@@ -36,7 +36,7 @@ _REQUIRED = ("ce-specversion", "ce-source", "ce-type", "ce-id", "ce-time")
 _KNOWN = {"specversion", "id", "source", "type", "time", "datacontenttype", "partitionkey"}
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One event as it was published or received.
 
     ``node``, ``service`` and ``kind`` come from the subject, which the server has checked; of a command ``node`` and

@@ -11,7 +11,7 @@ Commands evolve the same way; wherever this page says event, it means both.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -157,6 +157,16 @@ class Reader(Generic[New]):
         for step in steps:
             event = _taken(step, event)
         return event  # type: ignore[no-any-return]
+
+    def decode_all(self, version: int, bodies: Sequence[bytes]) -> list[New]:
+        """Return bodies of one version as events, in order. Raises as ``decode`` does, of the first that fails."""
+        decoder, steps = self._ways.get(version, (None, []))
+        if decoder is not None and not steps:
+            try:
+                return list(map(decoder.decode, bodies))
+            except UNREADABLE:
+                pass  # which one it is, and what is wrong with it, is said below
+        return [self.decode(version, body) for body in bodies]
 
 
 def _taken(step: Step, event: Any) -> Any:

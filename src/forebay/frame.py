@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from forebay.clock import parse_tick
 from forebay.envelope import BATCH, GATEWAY, JSON, Message, is_batch, subject_parts
 from forebay.errors import BodyError, ForgedSourceError, HeaderError, MessageError
+from forebay.frame_event import FrameEvent, FrameIdentity, read_alike
 from forebay.identity import NAME, Place, parse_message_id, parse_place
 from forebay.packing import ZSTD, unpack
 
@@ -37,21 +38,6 @@ _DEEP = 512
 _ATTRIBUTE = re.compile(r"[a-z0-9]{1,64}")
 _JSON_TYPE = re.compile(r"[^/]+/(?:[^;+]+\+)?json(?:\s*;.*)?", re.IGNORECASE)
 _NOT_READ = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class FrameIdentity(NamedTuple):
-    """Who wrote a frame and where its events stand: ``first`` to ``last``, both included, of ``epoch``."""
-
-    headers: Mapping[str, str]
-    message_id: str
-    node: str
-    service: str
-    kind: str
-    epoch: str
-    first: int
-    last: int
-    prev: Place | None
-    lane: str
 
 
 class Unreadable(NamedTuple):
@@ -70,27 +56,9 @@ class Unreadable(NamedTuple):
     text: bytes
 
 
-class _Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """An event as forebay writes it, without attributes of others."""
-
-    specversion: Literal["1.0"]
-    id: str
-    source: str
-    type: str
-    time: datetime
-    forebayhlc: str = ""
-    partitionkey: str | None = None
-    datacontenttype: str | None = None
-    forebaycause: str | None = None
-    traceparent: str | None = None
-    tracestate: str | None = None
-    data: msgspec.Raw = msgspec.Raw()
-    data_base64: bytes | None = None
-
-
-_MEMBERS = frozenset(_Event.__struct_fields__)
-_events = msgspec.json.Decoder(list[_Event]).decode
-_event = msgspec.json.Decoder(_Event).decode
+_MEMBERS = frozenset(FrameEvent.__struct_fields__)
+_events = msgspec.json.Decoder(list[FrameEvent]).decode
+_event = msgspec.json.Decoder(FrameEvent).decode
 _texts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _string = msgspec.json.Decoder(str | None).decode
@@ -241,6 +209,8 @@ def decode_frame(frame: FrameIdentity, body: bytes, stored_at: datetime) -> list
     try:
         events = _events(text)
         read.check_count(len(events))
+        if alike := read.alike(events):
+            return list(alike)
         return [read.event(at, event) for at, event in enumerate(events, frame.first)]
     except (*_NOT_READ, MessageError):
         pass  # each by itself, then: what is wrong may be one event's alone
@@ -264,8 +234,12 @@ class _Reading:
         if count != self._frame.last - self._frame.first + 1:
             raise BodyError(f"the frame {self._frame.message_id} has {count} events")
 
+    def alike(self, events: Sequence[FrameEvent]) -> Sequence[Message] | None:
+        """Return all events where each is as most are; None where each has to be looked at."""
+        return read_alike(self._frame, self._source, events, self._stored_at) if self._source else None
+
     def event(
-        self, sequence: int, event: _Event, attributes: dict[str, str] | None = None, text: bytes | None = None
+        self, sequence: int, event: FrameEvent, attributes: dict[str, str] | None = None, text: bytes | None = None
     ) -> Message | Unreadable:
         """Return an event whose members have the right types; ``text`` is its JSON.
 

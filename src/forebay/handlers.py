@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,14 @@ class Registration(msgspec.Struct, frozen=True):
         return self.function.__name__
 
 
+class Way(NamedTuple):
+    """How events of one type get to their handler: what reads them, and in which version; None for messages alone."""
+
+    registration: Registration
+    reader: Reader[Event | Command] | None
+    version: int
+
+
 class Handlers:
     """The handlers of one consumer, by service and kind of event."""
 
@@ -46,7 +54,7 @@ class Handlers:
         self.repeated: Callable[..., None] | None = None
         """Sees each event whose id was taken before: ``f(tx, message)``; the archive compares bodies with it."""
         self._readers: dict[type[Event] | type[Command], Reader[Event | Command]] = {}
-        self._known: dict[tuple[str, str, str], tuple[Registration, Reader[Event | Command], int]] = {}
+        self._known: dict[tuple[str, str, str], Way] = {}
         self._commands: dict[str, dict[int, Registration]] = {}
         self._expired: dict[type[Command], Registration] = {}
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -162,37 +170,51 @@ class Handlers:
             HeaderError: its type does not belong to its subject.
             BodyError: the body does not decode to the event's type, or an upcaster failed on it.
         """
+        way = self._way(message)
+        if way is None:
+            return None
+        registration, reader, version = way
+        return registration, None if reader is None else reader.decode(version, message.body)
+
+    def find_all(self, messages: Sequence[Message]) -> tuple[Registration, Sequence[Event | Command | None]] | None:
+        """Return the handler of messages of one service, kind and type, and the event of each, or None as ``find``.
+
+        Raises as ``find`` does, of the first message that has no event.
+        """
+        way = self._way(messages[0])
+        if way is None:
+            return None
+        registration, reader, version = way
+        if reader is None:
+            return registration, [None] * len(messages)
+        return registration, reader.decode_all(version, [message.body for message in messages])
+
+    def _way(self, message: Message) -> Way | None:
+        """Return what handles a message and what reads it; raises as ``find`` does for what it is, not what it says."""
         if message.destination:
             versions = self._commands.get(message.kind)
             if versions is None:
                 raise UnknownVersionError(f"{message.type} is a command that nothing handles here")
             version = _version_of(message, message.destination.partition("/")[2])
-            return self._decoded(self._nearest(versions, version, message.type), version, message)
+            return self._read_by(self._nearest(versions, version, message.type), version)
         if self._everything:
-            return self._everything, None
-        known = self._known.get((message.service, message.kind, message.type))
+            return Way(self._everything, None, 0)
+        key = message.service, message.kind, message.type
+        known = self._known.get(key)
         if known is not None:
-            registration, reader, version = known
-            return registration, reader.decode(version, message.body)
+            return known
         versions = self._by_kind.get((message.service, message.kind))
         if versions is None:
             return None
-        if message.service == GATEWAY:  # its clients' types carry no version of ours
+        if message.service == GATEWAY:  # its clients' types carry no version of ours, and may be any number of texts
             version = max(versions)
-            return self._decoded(versions[version], version, message)
+            return self._read_by(versions[version], version)
         version = _version_of(message, message.service)
-        registration = self._nearest(versions, version, message.type)
-        if registration.event is not None:
-            reader = self._reader(registration.event)
-            self._known[message.service, message.kind, message.type] = registration, reader, version
-        return self._decoded(registration, version, message)
+        way = self._known[key] = self._read_by(self._nearest(versions, version, message.type), version)
+        return way
 
-    def _decoded(
-        self, registration: Registration, version: int, message: Message
-    ) -> tuple[Registration, Event | Command | None]:
-        if registration.event is None:
-            return registration, None
-        return registration, self._reader(registration.event).decode(version, message.body)
+    def _read_by(self, registration: Registration, version: int) -> Way:
+        return Way(registration, None if registration.event is None else self._reader(registration.event), version)
 
     def _nearest(self, versions: dict[int, Registration], version: int, event_type: str) -> Registration:
         """Return the handler of that version, else of the lowest newer one to which upcasters lead from it."""

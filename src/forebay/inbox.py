@@ -9,7 +9,7 @@ import msgspec
 
 from forebay.delivery import Delivery
 from forebay.envelope import Identity
-from forebay.frame import FrameIdentity
+from forebay.frame_event import FrameIdentity
 from forebay.identity import Origin, Place, parse_place
 from forebay.protocol.confirmation import EpochAnswer
 from forebay.protocol.inbox import HELD_BYTES, EpochState, OriginInbox

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
+from forebay.calls import Calls
 from forebay.command import Command
 from forebay.crash_points import reach
 from forebay.delivery import Delivery
@@ -19,20 +20,20 @@ from forebay.errors import (
     FrameFoundError,
     HeaderError,
     MessageError,
-    StoreError,
 )
 from forebay.event import Event
 from forebay.expiring import expiry_of, record_expired
-from forebay.frame import FrameIdentity, decode_frame, identify_frame
+from forebay.frame import decode_frame, identify_frame
+from forebay.frame_event import FrameIdentity
 from forebay.gaps import record_gap
 from forebay.handlers import Handlers, Registration
 from forebay.identity import Origin, Place
 from forebay.inbox import Inbox
 from forebay.parking import ABANDONED, BEHIND, FOREIGN_LANE, HANDLER, LATE, Parked, Parking, origin_of
 from forebay.protocol.inbox import Due, OriginInbox, Step, Verdict
-from forebay.taken import Failing, HandlerFailedError, Taken
+from forebay.taken import Failing, Taken
 from forebay.unframing import Event as FrameEvent
-from forebay.unframing import alone, identity_of, read_alone
+from forebay.unframing import alike, alone, identity_of, read_alone
 from forebay.unit_of_work import UnitOfWork
 
 _POSITION = """
@@ -46,11 +47,6 @@ _CAUSE = """
     on conflict do nothing returning 1"""
 
 
-BATCH_BYTES = 8 * 1024 * 1024
-"""Bytes of bodies from which on a batch handler is called with what there is: the few bytes of a packed frame can stand
-for thousands of times as many, and a transaction takes in many frames."""
-
-
 class Intake:
     """One transaction's intake. Make one, ``take`` the deliveries in order, ``finish``; then the store commits."""
 
@@ -59,15 +55,11 @@ class Intake:
     ) -> None:
         self._work = work
         self._handlers = handlers
-        self._one_by_one = one_by_one
         self._failing = failing or {}
-        self._batch: list[tuple[Event | Command | None, Message]] = []
-        self._batch_of: Registration | None = None
-        self._batch_from = self._batch_bytes = 0
-        self._index = 0
         self.inbox = Inbox(work)
         self.parking = Parking(work)
         self.taken = Taken()
+        self._calls = Calls(work, self.taken, one_by_one=one_by_one)
 
     def take(self, index: int, delivery: Delivery) -> None:
         """Make one delivery's effect, hold it, park it or pass over it.
@@ -76,7 +68,7 @@ class Intake:
             HandlerFailedError: its handler, or the one of a held event that it released, raised.
             StoreError: the database failed.
         """
-        self._index = index
+        self._calls.index = index
         try:
             identity = identify(delivery.subject, delivery.headers)
         except FrameFoundError:
@@ -106,6 +98,31 @@ class Intake:
             for event in events:
                 self._take_event(identity_of(frame, event), alone(frame, event, delivery), event)
             return
+        if not self._apply_alike(events):
+            self._apply_each(frame, events, delivery)
+        known.settle_frame(first, frame.last)
+        if known.due() is not None:
+            self.drain(Origin(frame.node, frame.service, frame.lane), known, delivery.partition)
+
+    def _apply_alike(self, events: Sequence[FrameEvent]) -> bool:
+        """Make the effects of a frame's events together; False, and nothing done, where each has to be looked at."""
+        if self._failing or not self.parking.empty:
+            return False
+        messages = alike(events)
+        if messages is None:
+            return False
+        try:
+            found = self._handlers.find_all(messages)
+        except MessageError:
+            return False
+        if found is None:
+            self.taken.skipped += len(messages)
+        else:
+            self._calls.call_all(*found, messages)
+        return True
+
+    def _apply_each(self, frame: FrameIdentity, events: Sequence[FrameEvent], delivery: Delivery) -> None:
+        """Make the effects of a frame's events, or park them, one after the other."""
         # Where it is not known which events are at fault (a COMMIT does not say), each is tried by itself, from there;
         # what stands before one that is known to fail was tried already.
         suspect = self._failing.get(frame.message_id)
@@ -116,9 +133,6 @@ class Intake:
                 self._apply_event(frame, event, delivery)
             else:
                 self._apply(identity_of(frame, event), alone(frame, event, delivery), event, untried)
-        known.settle_frame(first, frame.last)
-        if known.due() is not None:
-            self.drain(Origin(frame.node, frame.service, frame.lane), known, delivery.partition)
 
     def _tried(self, frame: FrameIdentity, events: Sequence[FrameEvent]) -> int:
         """Return how many of a frame's events, from the first, were tried: up to the last that is known to fail."""
@@ -146,7 +160,7 @@ class Intake:
             failed = self._failing[event.message_id]
             self._park(alone(frame, event, delivery), identity_of(frame, event), HANDLER, failed)
         else:
-            self._handle(*found, event)
+            self._calls.call(*found, event)
 
     def _take_event(self, identity: Identity, delivery: Delivery, event: FrameEvent | None = None) -> None:
         """Take one event; ``event`` is what was read of it already, where it came in a frame."""
@@ -243,7 +257,7 @@ class Intake:
             MessageError: this release cannot read it.
             StoreError: the database failed.
         """
-        self._index = index
+        self._calls.index = index
         identity = identify(delivery.subject, delivery.headers)
         message = decode_message(identity, delivery.body, delivery.time)
         found = self._handlers.find(message)
@@ -252,11 +266,11 @@ class Intake:
         elif identity.place is not None and not self._is_first(identity, message):
             self.taken.duplicates += 1
         else:
-            self._handle(*found, message)
+            self._calls.call(*found, message)
 
     def finish(self) -> Taken:
         """Run what batch handlers still wait for and write the inbox."""
-        self._run_batch()
+        self._calls.finish()
         self.inbox.save()
         return self.taken
 
@@ -288,7 +302,7 @@ class Intake:
             self.taken.duplicates += 1
             return None
         if expires is None:
-            self._handle(*found, message)
+            self._calls.call(*found, message)
         else:
             self._make(*found, message, expires)
         return None
@@ -303,13 +317,13 @@ class Intake:
     ) -> None:
         """Make the effect of an event, or of a command that has not expired."""
         if expires is None or self._handlers.now() <= expires:
-            self._handle(registration, event, message)
+            self._calls.call(registration, event, message)
             return
         self.taken.expired += 1
         record_expired(self._work, message, expires)
         instead = self._handlers.expired(registration)
         if instead is not None:
-            self._handle(instead, event, message)
+            self._calls.call(instead, event, message)
             self.taken.applied -= 1
 
     def _is_abandoned(self, identity: Identity) -> bool:
@@ -330,54 +344,11 @@ class Intake:
             self._work.execute(_CAUSE, node=identity.node, service=identity.service, cause=message.cause, seen_at=now)
         )
 
-    def _handle(self, registration: Registration, event: Event | Command | None, message: Message) -> None:
-        self.taken.applied += 1
-        if registration.batch:
-            if registration is not self._batch_of:
-                self._run_batch()
-                self._batch_of, self._batch_from = registration, self._index
-            self._batch.append((event, message))
-            self._batch_bytes += len(message.body)
-            if self._one_by_one or self._batch_bytes >= BATCH_BYTES:
-                self._run_batch()
-            return
-        self._run_batch()
-        self._work.because_of(message)
-        try:
-            if registration.wants_message:
-                registration.function(self._work, event, message)
-            else:
-                registration.function(self._work, event)
-        except StoreError:
-            raise
-        except Exception as error:
-            raise HandlerFailedError(self._index, message, alone=True, cause=error) from error
-        self._work.because_of(None)
-        reach("consume.applied")
-
-    def _run_batch(self) -> None:
-        registration, batch = self._batch_of, self._batch
-        if registration is None or not batch:
-            return
-        self._batch_of, self._batch, self._batch_bytes = None, [], 0
-        messages = [message for _, message in batch]
-        try:
-            if registration.event is None:
-                registration.function(self._work, messages)
-            else:
-                registration.function(self._work, [event for event, _ in batch], messages)
-        except StoreError:
-            raise
-        except Exception as error:
-            alone = len(batch) == 1
-            raise HandlerFailedError(self._batch_from, messages[0], alone=alone, cause=error) from error
-        reach("consume.applied")
-
     def _repeated(self, identity: Identity, delivery: Delivery, event: FrameEvent | None) -> None:
         self.taken.duplicates += 1
         if self._handlers.repeated is None:
             return
-        self._run_batch()  # what it is compared with may be among them
+        self._calls.finish()  # what it is compared with may be among them
         try:
             message = _read(identity, delivery, event)
         except MessageError:

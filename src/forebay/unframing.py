@@ -6,13 +6,23 @@ held, parked, or asked for again is the same whether it came alone or among othe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from forebay.delivery import Delivery
 from forebay.envelope import BATCH, Identity, Message, encode_headers, identify, percent_encode
 from forebay.errors import FrameFoundError, MessageError
-from forebay.frame import FrameIdentity, Unreadable, decode_frame, identify_frame
+from forebay.frame import Unreadable, decode_frame, identify_frame
+from forebay.frame_event import FrameIdentity
 from forebay.identity import Place
 
 Event = Message | Unreadable
+
+
+def alike(events: Sequence[Event]) -> Sequence[Message] | None:
+    """Return a frame's events if each can be read, all are of one type, and none names a cause; else None."""
+    messages = [event for event in events if isinstance(event, Message) and event.cause is None]
+    same = len(messages) == len(events) and len({message.type for message in messages}) == 1
+    return messages if same else None
 
 
 def alone(frame: FrameIdentity, event: Event, delivery: Delivery) -> Delivery:

@@ -11,18 +11,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from forebay import frame as framing
 from forebay import packing
 from forebay.envelope import BATCH, Message
 from forebay.errors import BodyError, ForgedSourceError, HeaderError, MessageError
 from forebay.frame import (
     MAX_EVENTS,
-    FrameIdentity,
     Unreadable,
     decode_frame,
     frame_headers,
     frames_take,
     identify_frame,
 )
+from forebay.frame_event import FrameIdentity
 from forebay.identity import Place
 from forebay.packing import MAX_BYTES, pack, unpack
 from tests.framed import encode_frame, is_frame
@@ -303,6 +304,83 @@ def test_no_bytes_that_changed_on_the_way_fail_otherwise(data: st.DataObject) ->
     except (HeaderError, BodyError):
         return
     assert [each.place for each in found] == [each.place for each in messages]
+
+
+ODD_TICKS = st.sampled_from(
+    [
+        "",
+        "0199C82CC0000001",
+        "0199c82cc000001",
+        "0199c82cc00000010",
+        " 199c82cc0000001",
+        "01 99c82cc000001",
+        "0199c82cc000000g",
+        "\u0660199c82cc000000",
+        "0x99c82cc0000001",
+        "-199c82cc0000001",
+    ]
+) | st.text("0123456789abcdefABCDEF +_", min_size=14, max_size=18)
+ODD_MEMBERS: dict[str, st.SearchStrategy[Any]] = {
+    "id": st.sampled_from(["mine", f"{EPOCH}-2", ..., 7]),
+    "source": st.sampled_from(["/n/other", "/n/s/", "", ...]),
+    "type": st.sampled_from(["", "s.k.v2", "Grüße", ...]),
+    "time": st.sampled_from(
+        ["2026-03-01T13:00:00+01:00", "2026-03-01T12:00:00+00:00", "2026-03-01T12:00:00", "0001-01-01T00:00:00+05:00"]
+    ),
+    "forebayhlc": ODD_TICKS | st.just(...),
+    "partitionkey": st.sampled_from([None, "", "other", 7, ...]),
+    "datacontenttype": st.sampled_from([None, "", "application/json", "text/plain", "text/x+json"]),
+    "forebaycause": st.sampled_from([None, "", "cause/s/0"]),
+    "traceparent": st.sampled_from([None, "00-1-2-3"]),
+    "data": st.sampled_from([None, "text", [], 5, ...]),
+    "data_base64": st.sampled_from([None, "", "eA==", "%"]),
+    "specversion": st.sampled_from(["0.3", ...]),
+    "color": st.sampled_from(["red", 7, None]),
+}
+
+
+def read_otherwise(frame: FrameIdentity, body: bytes) -> Any:
+    """What a frame says, each event that cannot be read by its error; or the error that it is as a whole."""
+    try:
+        found = decode_frame(frame, body, STORED_AT)
+    except MessageError as error:
+        return type(error), str(error)
+    return [
+        each if isinstance(each, Message) else (each.place, type(each.error), str(each.error), each.key, each.text)
+        for each in found
+    ]
+
+
+@given(st.data())
+def test_what_is_read_at_once_is_what_is_read_event_by_event(data: st.DataObject) -> None:
+    """One odd event, or two that could make up for each other, among others that are as most are."""
+    count = data.draw(st.integers(2, 5))
+    events = [event(sequence) for sequence in range(1, count + 1)]
+    for _ in range(data.draw(st.integers(0, 2))):
+        name = data.draw(st.sampled_from(sorted(ODD_MEMBERS)))
+        at = data.draw(st.integers(0, count - 1))
+        events[at] = event(at + 1, **{**events[at], name: data.draw(ODD_MEMBERS[name])})
+    body = msgspec.json.encode(events)
+    frame = frame_of(1, count)
+    at_once = read_otherwise(frame, body)
+    with pytest.MonkeyPatch.context() as one_by_one:
+        one_by_one.setattr(framing._Reading, "alike", lambda *_: None)
+        assert read_otherwise(frame, body) == at_once
+
+
+@given(frames())
+def test_what_a_relay_wrote_is_read_the_same_at_once_and_event_by_event(messages: list[Message]) -> None:
+    headers, body = encode_frame(messages)
+    frame = identify_frame(stored_subject(messages[0]), headers)
+    at_once = read_otherwise(frame, body)
+    with pytest.MonkeyPatch.context() as one_by_one:
+        one_by_one.setattr(framing._Reading, "alike", lambda *_: None)
+        assert read_otherwise(frame, body) == at_once
+
+
+def test_most_frames_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing._Reading, "event", lambda *_: pytest.fail("an event was read by itself"))
+    assert len(read([event(1), event(2, partitionkey=...), event(3, forebaycause="c/s/0")])) == 3
 
 
 def test_a_few_bytes_that_unpack_to_very_many_are_refused() -> None:
