@@ -45,6 +45,7 @@ class UnitOfWork:
         self.settings = settings
         """The service's own, of the type that it declares."""
         self._tx = tx
+        self.execute = tx.execute  # type: ignore[method-assign]  # handlers run a statement for each event: one call less
         self._trace = trace
         self._outbox = outbox
         self._tails: Tails = {}

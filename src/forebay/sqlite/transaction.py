@@ -42,10 +42,11 @@ class SqliteTransaction:
         failure: the ``StoreError`` that spent it; the unit fails even if it caught the error.
     """
 
-    __slots__ = ("_connection", "_over", "_writes", "failure", "opening")
+    __slots__ = ("_connection", "_cursor", "_over", "_writes", "failure", "opening")
 
     def __init__(self, connection: sqlite3.Connection, opening: str, *, writes: bool = True) -> None:
         self._connection = connection
+        self._cursor = connection.cursor()
         self._writes = writes
         self._over = False
         self.opening = opening
@@ -60,11 +61,14 @@ class SqliteTransaction:
             ValueError: the statement controls transactions or the connection, which is the store's business.
             sqlite3.Error: the statement is wrong (syntax, a missing table, a missing parameter).
         """
-        self._check(sql)
+        if self.failure is not None or self._over or not self._connection.in_transaction or refused_word(sql):
+            self._check(sql)
+        cursor = self._cursor  # one for all statements: each is read to its end
         try:
-            cursor = self._connection.execute(sql, params)
+            cursor.execute(sql, params)
             return [] if cursor.description is None else cursor.fetchall()
         except sqlite3.Error as error:
+            self._cursor = self._connection.cursor()  # this one may stand at a row that it could not read
             self._raise(error)
 
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
