@@ -17,6 +17,10 @@ BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of bodies from which on a batch handler is called with what there is: the few bytes of a packed frame can stand
 for thousands of times as many, and a transaction takes in many frames."""
 
+BATCH_EVENTS = 1_000
+"""Events from which on it is called as well: no statement is cheaper with more of them, while what has to be reached in
+memory is no longer near (``bench/consumption.py``)."""
+
 Handled = Event | Command | None
 """What a handler gets beside the message; None where it gets the message alone."""
 
@@ -114,5 +118,5 @@ class Calls:
         self._events += events
         self._messages += messages
         self._bytes += size
-        if self._one_by_one or self._bytes >= BATCH_BYTES:
+        if self._one_by_one or self._bytes >= BATCH_BYTES or len(self._messages) >= BATCH_EVENTS:
             self.finish()
