@@ -389,13 +389,14 @@ class Consumer:
 
     def _acknowledge(self, batch: list[Arrived]) -> None:
         last = dict(batch)  # the last of each partition: ack_policy all
+        counts = Counter([partition for partition, _ in batch])
         for partition, pulled in last.items():
             if partition not in self._rewinds and partition in self._pulls:
                 self.committed[partition] = pulled.stream_sequence
             pull = self._pulls.get(partition)
             if pull is not None and self._broken is None:
                 pull.acknowledge(pulled)
-                pull.consumed(sum(1 for each, _ in batch if each == partition))
+                pull.consumed(counts[partition])
 
 
 def _check_stream(state: StreamState) -> None:
@@ -408,4 +409,5 @@ def _check_stream(state: StreamState) -> None:
 
 
 def _delivery(partition: int, pulled: Pulled) -> Delivery:
-    return Delivery(partition, pulled.stream_sequence, pulled.timestamp, pulled.subject, pulled.headers, pulled.body)
+    subject, headers, body, stream_sequence, _, _, _, timestamp, _ = pulled
+    return tuple.__new__(Delivery, (partition, stream_sequence, timestamp, subject, headers, body))

@@ -264,7 +264,9 @@ def _placed(subject: str, headers: Headers, plain: Plain) -> Identity:
     place, prev = Place(plain.epoch, int(plain.sequence)), _prev(plain.prev)
     if prev is not None and prev.epoch == plain.epoch:
         raise HeaderError("forebay-prev names the message's own epoch")
-    return Identity(headers, plain.message_id, node, service, kind, place, prev, plain.lane, plain=plain)
+    return tuple.__new__(
+        Identity, (headers, plain.message_id, node, service, kind, place, prev, plain.lane, "", (), plain)
+    )
 
 
 def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Message:
@@ -316,25 +318,26 @@ def decode_message(identity: Identity, body: bytes, stored_at: datetime) -> Mess
 def _decode_plain(identity: Identity, plain: Plain, body: bytes, stored_at: datetime) -> Message:
     _check(identity, plain.source, body)
     return Message(
-        message_id=plain.message_id,
-        node=identity.node,
-        service=identity.service,
-        kind=identity.kind,
-        id=plain.id,
-        source=plain.source,
-        type=plain.type,
-        time=parse_time(plain.time),
-        key=plain.key,
-        content_type=plain.content_type,
-        lane=plain.lane,
-        place=identity.place,
-        prev=identity.prev,
-        hlc=int(plain.hlc, 16),
-        cause=plain.cause,
-        traceparent=plain.traceparent,
-        tracestate=plain.tracestate,
-        stored_at=stored_at,
-        body=body,
+        plain.message_id,
+        identity.node,
+        identity.service,
+        identity.kind,
+        plain.id,
+        plain.source,
+        plain.type,
+        parse_time(plain.time),
+        plain.key,
+        plain.content_type,
+        {},
+        plain.lane,
+        identity.place,
+        identity.prev,
+        int(plain.hlc, 16),
+        plain.cause,
+        plain.traceparent,
+        plain.tracestate,
+        stored_at,
+        body,
     )
 
 

@@ -170,7 +170,8 @@ class Handlers:
             HeaderError: its type does not belong to its subject.
             BodyError: the body does not decode to the event's type, or an upcaster failed on it.
         """
-        way = self._way(message)
+        known = None if message.destination else self._known.get((message.service, message.kind, message.type))
+        way = known or self._way(message)
         if way is None:
             return None
         registration, reader, version = way

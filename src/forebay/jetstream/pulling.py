@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -118,8 +119,8 @@ class Pull:
         self._inbox = ""
         self._wake = asyncio.Event()
         self._requested = self._unconsumed = 0
-        self._fitting = FIRST
-        self._mean_size = 0.0
+        self._mean_size: float | None = None
+        self._now = time.monotonic
         self._large = False
         self._ack_reply = ""
         self._not_before = self._heard = 0.0
@@ -181,6 +182,7 @@ class Pull:
         self._begin += 1
         await self._reset(start)
         self._wake = asyncio.Event()
+        self._now = asyncio.get_running_loop().time
         self._requested = self._unconsumed = 0
         self._large = False
         self._ack_reply = ""
@@ -234,6 +236,10 @@ class Pull:
         return f"{self._connection.config.api_prefix}.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}"
 
     @property
+    def _fitting(self) -> int:
+        return FIRST if self._mean_size is None else max(2, int(ROOM / (self._mean_size + 1)))
+
+    @property
     def _worth_asking(self) -> int:
         return max(1, min(self._batch, self._fitting) // 2)
 
@@ -255,50 +261,36 @@ class Pull:
     def _receive(self, message: Incoming) -> None:
         if not self._open:
             return
-        self._heard = asyncio.get_running_loop().time()
-        if message.reply.startswith("$JS.ACK."):
-            self._receive_message(message)
-        else:
+        self._heard = self._now()
+        subject, reply, headers, body = message
+        if not reply.startswith("$JS.ACK."):
             self._receive_status(message)
-
-    def _receive_message(self, message: Incoming) -> None:
+            return
         # $JS.ACK.<stream>.<durable>.<n>.<stream seq>.<consumer seq>.<time>.<pending>, or with domain and account first
-        tokens = message.reply.split(".")
+        tokens = reply.split(".")
         numbers = tokens[5:] if len(tokens) == 9 else tokens[7:11]
         try:
             stream_sequence, consumer_sequence, timestamp, pending = map(int, numbers)
         except ValueError:
-            self._break(f"an acknowledgement subject of a form that is not known: {message.reply}")
+            self._break(f"an acknowledgement subject of a form that is not known: {reply}")
             return
         if consumer_sequence != self._last_consumer + 1:
             self._break(f"consumer sequence {consumer_sequence} came after {self._last_consumer}")
             return
         self._last_consumer = consumer_sequence
-        self._requested = max(0, self._requested - 1)
+        if self._requested:
+            self._requested -= 1
         if stream_sequence <= self._last_stream:  # redelivered after `ack_wait`: the reader has it already
             return
         self._last_stream = stream_sequence
         self._unconsumed += 1
-        size = len(message.body)
-        self._mean_size += (size - self._mean_size) / 16 if self._mean_size else size
-        self._fitting = max(2, int(ROOM / (self._mean_size + 1)))
+        size, mean = len(body), self._mean_size
+        self._mean_size = size if mean is None else mean + (size - mean) / 16
         if not self._requested:
             self._wake.set()  # now that their size is known, there may be room for more
+        place = stream_sequence, consumer_sequence, pending, reply, timestamp, self._begin
         try:
-            self._deliver(
-                self,
-                Delivery(
-                    message.subject,
-                    message.headers,
-                    message.body,
-                    stream_sequence,
-                    consumer_sequence,
-                    pending,
-                    message.reply,
-                    timestamp,
-                    self._begin,
-                ),
-            )
+            self._deliver(self, tuple.__new__(Delivery, (subject, headers, body, *place)))
         except BaseException:
             self._break("the reader failed to take a delivery")
             raise

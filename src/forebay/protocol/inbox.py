@@ -129,21 +129,22 @@ class OriginInbox:
         An epoch belongs to one origin (I1): under a second lane it is ``FOREIGN_LANE``, and nothing changes. An event
         that arrives before a drop or a withheld place of it was reached takes the decision's place.
         """
-        state = self.take_on(place.epoch, lane, prev)
+        epoch, sequence = place
+        state = self.epochs.get(epoch) or self.take_on(epoch, lane, prev)
         if state.lane != lane:
             return Verdict.FOREIGN_LANE
-        sequence = place.sequence
-        if sequence <= state.passed.watermark:
+        passed = state.passed
+        if sequence <= passed.watermark:
             if within(sequence, state.wanted):
                 return Verdict.FILL
             return Verdict.LATE if within(sequence, state.missing) else Verdict.DUPLICATE
-        if sequence in state.passed:
+        if passed.ranges and sequence in passed:
             return Verdict.DUPLICATE
-        if state.decided:
+        if state.dropped or state.withheld:
             state.dropped = without(state.dropped, [(sequence, sequence)])
             state.withheld.pop(sequence, None)
             state.changed = True
-        if sequence == state.passed.watermark + 1 and self._reached(state.prev):
+        if sequence == passed.watermark + 1 and (state.prev is None or self._reached(state.prev)):
             return Verdict.APPLY
         return Verdict.HOLD
 
