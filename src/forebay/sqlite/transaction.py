@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from forebay.errors import StoreError
 from forebay.sqlite.failures import mapped, primary_code
+from forebay.sqlite.parameters import Values, numbered
 from forebay.transaction import Row
 
 _FIRST_WORD = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?\*/)*([a-zA-Z]+)", re.DOTALL)
@@ -24,6 +25,12 @@ def refused_word(sql: str) -> str | None:
     match = _FIRST_WORD.match(sql)
     word = match[1].upper() if match else ""
     return word if word in _REFUSED else None
+
+
+@lru_cache(maxsize=1024)
+def _prepared(sql: str) -> tuple[str, Values, bool]:
+    """Return a statement by number, how its values are put in order, and whether only the store itself may run it."""
+    return *numbered(sql), refused_word(sql) is not None
 
 
 @lru_cache(maxsize=256)
@@ -61,11 +68,17 @@ class SqliteTransaction:
             ValueError: the statement controls transactions or the connection, which is the store's business.
             sqlite3.Error: the statement is wrong (syntax, a missing table, a missing parameter).
         """
-        if self.failure is not None or self._over or not self._connection.in_transaction or refused_word(sql):
+        text, values, refused = _prepared(sql)
+        if refused or self.failure is not None or self._over or not self._connection.in_transaction:
             self._check(sql)
+        bound: Any = params
+        try:
+            bound = values(params)
+        except KeyError:
+            text = sql  # SQLite says which one is missing
         cursor = self._cursor  # one for all statements: each is read to its end
         try:
-            cursor.execute(sql, params)
+            cursor.execute(text, bound)
             return [] if cursor.description is None else cursor.fetchall()
         except sqlite3.Error as error:
             self._cursor = self._connection.cursor()  # this one may stand at a row that it could not read
@@ -73,6 +86,12 @@ class SqliteTransaction:
 
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Run one statement once per mapping of parameters. Raises as ``execute`` does."""
+        if isinstance(rows, list):  # what is made on the way stays on its way, and keeps its own errors
+            text, values, _ = _prepared(sql)
+            try:
+                sql, rows = text, list(map(values, rows))
+            except KeyError:
+                pass  # SQLite says which one is missing
         self._many(sql, rows)
 
     def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
