@@ -78,8 +78,27 @@ class Intake:
             return
         if identity is None:
             self._take_frame(delivery)
-        else:
+        elif not self._take_next(identity, delivery):
             self._take_event(identity, delivery)
+
+    def _take_next(self, identity: Identity, delivery: Delivery) -> bool:
+        """Take an event as most are: next in its epoch, and nothing waits; False, and nothing done, for any other."""
+        plain, place = identity.plain, identity.place
+        if plain is None or place is None or plain.cause is not None or self._failing or not self.parking.empty:
+            return False
+        if not self.inbox.of(identity, place).pass_next(place, identity.lane):
+            return False
+        try:
+            message = decode_message(identity, delivery.body, delivery.time)
+            found = self._handlers.find(message)
+        except MessageError as error:
+            self._park(delivery, identity, error.reason, str(error))
+            return True
+        if found is None:
+            self.taken.skipped += 1
+        else:
+            self._calls.call(*found, message)
+        return True
 
     def _take_frame(self, delivery: Delivery) -> None:
         """Take a frame: as a whole where it stands next to the watermark, else event by event."""

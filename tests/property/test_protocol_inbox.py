@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.identity import Place
 from forebay.protocol.inbox import Due, EpochState, OriginInbox, Verdict
-from forebay.sequences import SequenceSet
+from forebay.sequences import SequenceSet, joined, without
 
 
 class Reader:
@@ -83,3 +85,58 @@ def test_in_whatever_order_and_however_often_events_arrive_each_takes_effect_onc
     assert reader.bodies == set()
     for epoch, state in reader.inbox.epochs.items():
         assert state.passed == SequenceSet(sum(place.epoch == epoch for place in written))
+
+
+RANGES = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2)), max_size=2).map(
+    lambda found: joined((first, first + more) for first, more in found)
+)
+
+
+@st.composite
+def epoch_states(draw: st.DrawFn, prev: Place | None) -> EpochState:
+    watermark = draw(st.integers(0, 6))
+    beyond = [(first, last) for first, last in draw(RANGES) if first > watermark]
+    state = EpochState(draw(st.sampled_from(["ledger", "telemetry"])), prev, SequenceSet(watermark, beyond))
+    state.missing = [(first, last) for first, last in draw(RANGES) if last <= watermark]
+    state.wanted = [(first, last) for first, last in draw(RANGES) if last <= watermark]
+    state.dropped = without([(first, last) for first, last in draw(RANGES) if first > watermark], beyond)
+    state.withheld = dict.fromkeys(draw(st.sets(st.integers(watermark + 1, 12), max_size=1)))
+    state.given_up = draw(st.none() | st.just((watermark + 3, watermark + 4, 99)))
+    return state
+
+
+def seen(inbox: OriginInbox) -> dict[str, dict[str, object]]:
+    return {
+        epoch: {name: getattr(state, name) for name in EpochState.__slots__} for epoch, state in inbox.epochs.items()
+    }
+
+
+@given(st.data())
+def test_passing_the_next_place_at_once_is_to_judge_and_to_settle_it_with_nothing_due(data: st.DataObject) -> None:
+    quiet = data.draw(st.booleans())
+    states = {}
+    for name, prev in (("a", None), ("b", Place("a", 3)), ("c", Place("unknown", 1))):
+        states[name] = state = data.draw(epoch_states(prev))
+        if quiet:
+            state.passed = SequenceSet(state.passed.watermark)
+            state.dropped, state.withheld, state.given_up = [], {}, None
+    at_once, slowly = OriginInbox(states), OriginInbox(copy.deepcopy(states))
+    before = copy.deepcopy(seen(at_once))
+    epoch = data.draw(st.sampled_from(["a", "b", "c", "d"]))
+    state_of = states.get(epoch)
+    following = 1 if state_of is None else state_of.passed.watermark + 1
+    place = Place(epoch, data.draw(st.just(following) | st.integers(1, 9)))
+    lane = data.draw(st.sampled_from(["ledger", "telemetry"]))
+
+    passed = at_once.pass_next(place, lane)
+
+    if passed:
+        assert state_of is not None
+        assert slowly.judge(place, state_of.prev, lane) is Verdict.APPLY
+        slowly.settle(place)
+        assert slowly.due() is None
+        assert seen(at_once) == seen(slowly)
+    else:
+        assert seen(at_once) == before
+        usual = quiet and state_of is not None and slowly.judge(place, state_of.prev, lane) is Verdict.APPLY
+        assert not usual

@@ -148,6 +148,25 @@ class OriginInbox:
             return Verdict.APPLY
         return Verdict.HOLD
 
+    def pass_next(self, place: Place, lane: str) -> bool:
+        """Pass a place where ``judge`` would let it take effect, and nothing would be due once it is settled.
+
+        That is so of the next place of an epoch that is known, while nothing waits in any of its origin's. False for
+        every other, which is left as it was.
+        """
+        epoch, sequence = place
+        state = self.epochs.get(epoch)
+        if state is None or state.lane != lane or sequence != state.passed.watermark + 1 or state.given_up is not None:
+            return False
+        if state.prev is not None and not self._reached(state.prev):
+            return False
+        for each in self.epochs.values():
+            if each.passed.ranges or each.dropped or each.withheld:
+                return False
+        state.passed.watermark = sequence
+        state.changed = True
+        return True
+
     def follows(self, first: Place, last: int, prev: Place | None, lane: str) -> bool:
         """Whether a frame's events, ``first`` to ``last``, may all take effect now, one after the other.
 

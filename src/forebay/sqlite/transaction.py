@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -88,10 +89,8 @@ class SqliteTransaction:
         """Run one statement once per mapping of parameters. Raises as ``execute`` does."""
         if isinstance(rows, list):  # what is made on the way stays on its way, and keeps its own errors
             text, values, _ = _prepared(sql)
-            try:
+            with suppress(KeyError):  # SQLite says which one is missing
                 sql, rows = text, list(map(values, rows))
-            except KeyError:
-                pass  # SQLite says which one is missing
         self._many(sql, rows)
 
     def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
