@@ -223,15 +223,20 @@ def add_optional(headers: dict[str, str], cause: str | None, traceparent: str | 
         headers["tracestate"] = tracestate
 
 
-def identify(subject: str, headers: Mapping[str, str]) -> Identity:
+def identify(subject: str, headers: Mapping[str, str], plain: Plain | None = None) -> Identity:
     """Read who wrote a stored event and where it stands, from subject and headers alone.
+
+    Args:
+        subject: as the stream has it.
+        headers: as they came.
+        plain: what ``plain_event.plain_of`` returned of them, where that was asked already.
 
     Raises:
         HeaderError: subject, message id or one of the headers that place the event is missing or malformed.
         FrameFoundError: it is a frame, of which only its own events say more.
     """
     if isinstance(headers, Headers):
-        plain = read_plain(headers.raw)
+        plain = plain or read_plain(headers.raw)
         if plain is not None and not subject.startswith("cmd."):
             return _placed(subject, headers, plain)
         headers = headers.fields
@@ -252,7 +257,7 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
     if place is None:
         return Identity(lower, text, node, service, kind, attributes=attributes)
     lane = _lane(_required(lower, "forebay-lane"))
-    prev = _prev(_required(lower, "forebay-prev"))
+    prev = prev_of(_required(lower, "forebay-prev"))
     if prev is not None and prev.epoch == place.epoch:
         raise HeaderError("forebay-prev names the message's own epoch")
     message_id = text if "~" not in text else str(place)
@@ -261,7 +266,7 @@ def identify(subject: str, headers: Mapping[str, str]) -> Identity:
 
 def _placed(subject: str, headers: Headers, plain: Plain) -> Identity:
     node, service, kind = subject_parts(subject)
-    place, prev = Place(plain.epoch, int(plain.sequence)), _prev(plain.prev)
+    place, prev = Place(plain.epoch, int(plain.sequence)), prev_of(plain.prev)
     if prev is not None and prev.epoch == plain.epoch:
         raise HeaderError("forebay-prev names the message's own epoch")
     return tuple.__new__(
@@ -399,8 +404,8 @@ def _lane(text: str) -> str:
     return text
 
 
-_prev = lru_cache(KEPT_SUBJECTS)(parse_place)
-"""The same for all events of an epoch."""
+prev_of = lru_cache(KEPT_SUBJECTS)(parse_place)
+"""Reads a ``forebay-prev``, as ``parse_place`` does; the same for all events of an epoch."""
 
 
 def _required(headers: Mapping[str, str], name: str) -> str:

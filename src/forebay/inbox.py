@@ -8,7 +8,7 @@ from collections import Counter
 import msgspec
 
 from forebay.delivery import Delivery
-from forebay.envelope import Identity
+from forebay.envelope import Identity, Message
 from forebay.frame_event import FrameIdentity
 from forebay.identity import Origin, Place, parse_place
 from forebay.protocol.confirmation import EpochAnswer
@@ -75,7 +75,7 @@ class Inbox:
         self._origins: dict[tuple[str, str], OriginInbox] = {}
         self._held_bytes: dict[tuple[str, str], Counter[str]] = {}
 
-    def of(self, identity: Identity | FrameIdentity, place: Place) -> OriginInbox:
+    def of(self, identity: Identity | FrameIdentity | Message, place: Place) -> OriginInbox:
         """Return the epochs of a message's node and service: its own, the one before it, and all that hold events."""
         origin = self._origin(identity.node, identity.service)
         prev = identity.prev.epoch if identity.prev else ""

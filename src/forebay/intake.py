@@ -30,6 +30,8 @@ from forebay.handlers import Handlers, Registration
 from forebay.identity import Origin, Place
 from forebay.inbox import Inbox
 from forebay.parking import ABANDONED, BEHIND, FOREIGN_LANE, HANDLER, LATE, Parked, Parking, origin_of
+from forebay.plain import Plain
+from forebay.plain_event import decode_usual, plain_of
 from forebay.protocol.inbox import Due, OriginInbox, Step, Verdict
 from forebay.taken import Failing, Taken
 from forebay.unframing import Event as FrameEvent
@@ -69,8 +71,11 @@ class Intake:
             StoreError: the database failed.
         """
         self._calls.index = index
+        plain = plain_of(delivery.headers)
+        if plain is not None and self._take_next(plain, delivery):
+            return
         try:
-            identity = identify(delivery.subject, delivery.headers)
+            identity = identify(delivery.subject, delivery.headers, plain)
         except FrameFoundError:
             identity = None
         except HeaderError as error:
@@ -78,21 +83,22 @@ class Intake:
             return
         if identity is None:
             self._take_frame(delivery)
-        elif not self._take_next(identity, delivery):
+        else:
             self._take_event(identity, delivery)
 
-    def _take_next(self, identity: Identity, delivery: Delivery) -> bool:
+    def _take_next(self, plain: Plain, delivery: Delivery) -> bool:
         """Take an event as most are: next in its epoch, and nothing waits; False, and nothing done, for any other."""
-        plain, place = identity.plain, identity.place
-        if plain is None or place is None or plain.cause is not None or self._failing or not self.parking.empty:
+        if plain.cause is not None or self._failing or not self.parking.empty:
             return False
-        if not self.inbox.of(identity, place).pass_next(place, identity.lane):
+        message = decode_usual(delivery.subject, plain, delivery.body, delivery.time)
+        if message is None or message.place is None:
+            return False
+        if not self.inbox.of(message, message.place).pass_next(message.place, message.lane):
             return False
         try:
-            message = decode_message(identity, delivery.body, delivery.time)
             found = self._handlers.find(message)
         except MessageError as error:
-            self._park(delivery, identity, error.reason, str(error))
+            self._park(delivery, identify(delivery.subject, delivery.headers, plain), error.reason, str(error))
             return True
         if found is None:
             self.taken.skipped += 1

@@ -25,6 +25,7 @@ from forebay.headers import Headers
 from forebay.identity import Place
 from forebay.jetstream.publishing import encode_head
 from forebay.plain import read_plain, write_plain
+from forebay.plain_event import decode_usual, plain_of
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 EPOCHS = st.integers(0, 2**128 - 1).map("{:032x}".format)
@@ -187,6 +188,43 @@ def test_what_a_relay_writes_of_a_plain_event_is_read_in_one_go(message: Message
     read = read_plain(wire({**encode_headers(plain), **published}).raw)
     assert read is not None
     assert (read.message_id, read.cause, read.tracestate) == (plain.message_id, plain.cause, plain.tracestate)
+
+
+ODD_VALUES: dict[str, list[str]] = {
+    "Nats-Msg-Id": ["mine", f"{'c' * 32}-7", f"{'c' * 32}-7~abc", f"{'c' * 32}-0", f"{'c' * 32}-1-2"],
+    "ce-id": ["another"],
+    "ce-source": ["/node/other", "/node", "/n%2Fode/service"],
+    "ce-type": ["t%20x"],
+    "ce-time": ["yesterday", "2026-03-01T12:00:00", "2026-03-01T13:00:00+01:00", "0001-01-01T00:00:00+05:00"],
+    "ce-partitionkey": ["%C3%A9"],
+    "forebay-prev": ["none", "nothing", f"{'c' * 32}-1", f"{'d' * 32}-1", f"{'d' * 32}-1~a"],
+    "forebay-hlc": ["1", "0199C82CC0000001"],
+    "forebay-cause": ["c/s/0"],
+}
+
+
+@given(messages(), st.data())
+def test_an_event_as_most_are_is_read_as_it_is_step_by_step_and_any_other_is_left(
+    message: Message, data: st.DataObject
+) -> None:
+    usual = msgspec.structs.replace(
+        message, id=message.message_id, source=f"/{message.node}/{message.service}", type="s.k.v1", attributes={}
+    )
+    usual = msgspec.structs.replace(usual, content_type=JSON, key=data.draw(st.sampled_from([None, "k"])))
+    headers = encode_headers(usual)
+    subject = event_subject(message.node, message.service, message.kind).replace("evt.", "evt.3.", 1)
+    odd = data.draw(st.lists(st.sampled_from(sorted(ODD_VALUES)), max_size=2))
+    headers |= {name: data.draw(st.sampled_from(ODD_VALUES[name])) for name in odd}
+    body = data.draw(st.just(message.body) | st.sampled_from([b""] if odd else [message.body]))
+    subject = data.draw(st.sampled_from([subject, "evt.3.n", "evt.n.s.k"]) if odd else st.just(subject))
+
+    plain = plain_of(wire(headers))
+    at_once = None if plain is None else decode_usual(subject, plain, body, AT)
+
+    if at_once is not None:
+        assert at_once == outcome(subject, headers, body)
+    elif not odd:
+        assert message.service == "gateway"
 
 
 @given(st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from(VALUES) | TOKENS)))
