@@ -18,8 +18,8 @@ BATCH_BYTES = 8 * 1024 * 1024
 for thousands of times as many, and a transaction takes in many frames."""
 
 BATCH_EVENTS = 1_000
-"""Events from which on it is called as well: no statement is cheaper with more of them, while what has to be reached in
-memory is no longer near (``bench/consumption.py``)."""
+"""Events from which on it is called as well. More of them make no statement cheaper, and what they take in memory is no
+longer near when the handler comes to it: with 58 frames at a time an event took a fifth more."""
 
 Handled = Event | Command | None
 """What a handler gets beside the message; None where it gets the message alone."""

@@ -1,8 +1,8 @@
 """One event of a frame as it stands there, and many of them that are alike, read at once.
 
 Most frames hold what a relay wrote: each event at its place, of the frame's own source, with a tick, a time in UTC and
-JSON for its data. Whether a frame is one of those shows in a few looks at all of its events together, for a third of
-what it costs to look at each (``bench/consumption.py``). Any other is read event by event, with the same result.
+JSON for its data. Whether a frame is one of those shows in a few looks at all of its events together, for half of
+what it costs to look at each. Any other is read event by event, with the same result.
 """
 
 from __future__ import annotations
