@@ -96,8 +96,9 @@ class Service(Routes):
         """Handle one version of an event, or of a command to this service: ``f(tx, event[, message])``.
 
         With ``batch=True`` the handler is ``f(tx, events, messages)`` and gets consecutive events as two lists of equal
-        length, about a thousand at most, or a whole frame; it then names the cause of what it emits (``tx.emit(..., cause=message)``). A handler runs in the
-        transaction of the inbox, on the store's thread, and may run twice before it counts once.
+        length, about a thousand at most, or a whole frame; it then names the cause of what it emits
+        (``tx.emit(..., cause=message)``). A handler runs in the transaction of the inbox, on the store's thread, and
+        may run twice before it counts once.
 
         Example:
             >>> from forebay import Message, UnitOfWork
