@@ -410,6 +410,7 @@ def take_all(
     reach("consume.begun")
     intake = Intake(work, handlers, one_by_one=one_by_one, failing=failing)
     positions: dict[int, Delivery] = {}
+    intake.inbox.expect(deliveries)
     for index, delivery in enumerate(deliveries):
         positions[delivery.partition] = delivery
         intake.take(index, delivery)

@@ -8,16 +8,16 @@ import pytest
 
 from forebay import Event, Message, UnitOfWork
 from forebay.committing import FORGET_INTERVAL, Committing
+from forebay.epoch_rows import ANY_WAIT, EPOCHS, OF_MANY, WAITING
 from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
-from forebay.inbox import EPOCHS
 from forebay.intake import take_all
 from forebay.redrive import discard, due, postpone
 from forebay.retries import retry_one
 from forebay.sqlite import MigrationSet
 from forebay.taken import HandlerFailedError
-from forebay.transaction import Transaction
+from forebay.transaction import Row, Transaction
 from tests.integration.arrivals import NEW, OLD, Core, Stream, opened
 from tests.stores import on_postgres, written_for
 
@@ -545,3 +545,51 @@ async def test_ten_thousand_epochs_of_a_node_are_not_looked_through_for_each_of_
     assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in own
     assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in before
     assert "forebay_inbox_waiting" in waiting
+
+
+async def test_a_batch_of_many_nodes_reads_and_writes_the_inbox_at_once(
+    core: Core, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    execute = UnitOfWork.execute
+
+    def noted(work: UnitOfWork, sql: str, **params: Any) -> list[Row]:
+        told.append(sql)
+        return execute(work, sql, **params)
+
+    nodes = [f"store-{number}" for number in range(300)]
+    monkeypatch.setattr(UnitOfWork, "execute", noted)
+    for sequence in (1, 2):
+        told.clear()
+        batch = [event(stream, sequence, node=node, epoch=f"{at:032x}") for at, node in enumerate(nodes)]
+        assert (await core.take(batch)).applied == len(nodes)
+        assert len([sql for sql in told if "forebay_inbox" in sql]) == 3
+    assert {row["watermark"] for row in await core.rows("select watermark from forebay_inbox")} == {2}
+
+    # A hole of one of them: what it holds waits in the same batch as everybody's next events, and after it.
+    held = event(stream, 4, node="store-7", epoch=f"{7:032x}")
+    assert (await core.take([held])).held == 1
+    batch = [event(stream, 3, node=node, epoch=f"{at:032x}") for at, node in enumerate(nodes)]
+    told.clear()
+    assert (await core.take(batch)).applied == len(nodes) + 1
+    assert len([sql for sql in told if "forebay_inbox" in sql]) == 5
+    rows = await core.rows("select node, watermark, held from forebay_inbox where watermark <> 3")
+    assert rows == [{"node": "store-7", "watermark": 4, "held": "[]"}]
+
+
+async def test_the_rows_of_a_batch_are_found_by_their_keys(core: Core) -> None:
+    def plans(tx: Transaction) -> list[str]:
+        found = []
+        for sql, params in ((OF_MANY, {"keys": "{}"}), (ANY_WAIT, {}), (WAITING, {"origins": "{}"})):
+            rows = tx.execute(f"explain query plan {sql}", **params)
+            found.append(
+                "; ".join(row["detail"] for row in rows if "forebay_inbox" in row["detail"] or "i " in row["detail"])
+            )
+        return found
+
+    if on_postgres():  # it plans by statistics
+        return
+    of_many, any_wait, waiting = await core.store.read(plans)
+    assert "SEARCH i USING PRIMARY KEY (node=? AND service=? AND epoch=?)" in of_many
+    assert "SCAN forebay_inbox USING INDEX forebay_inbox_waiting" in any_wait
+    assert "SEARCH forebay_inbox USING INDEX forebay_inbox_waiting (<expr>=?)" in waiting

@@ -40,9 +40,12 @@ class Core:
 
     def take(self, deliveries: list[Delivery], *, commit: bool = True) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
-        work = UnitOfWork(SqliteTransaction(self._connection, "opening"), Outbox("core", "sales", []))
+        work = UnitOfWork(self.transaction(), Outbox("core", "sales", []))
         take_all(work, self._handlers, "EVENTS", "2017", deliveries, one_by_one=False)
         self._connection.execute("COMMIT" if commit else "ROLLBACK")
+
+    def transaction(self) -> SqliteTransaction:
+        return SqliteTransaction(self._connection, "opening")
 
     def effects(self, node: str) -> list[int]:
         rows = self._connection.execute("select at from effect where node = ? order by id", (node,))

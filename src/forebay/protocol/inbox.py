@@ -96,6 +96,19 @@ class EpochState:
         return bool(self.dropped or self.withheld)
 
     @property
+    def simple(self) -> bool:
+        """Whether nothing is known of it but its watermark, as of most."""
+        return not (
+            self.passed.ranges
+            or self.missing
+            or self.wanted
+            or self.dropped
+            or self.withheld
+            or self.given_up
+            or self.abandoned_after is not None
+        )
+
+    @property
     def extent(self) -> int:
         """The highest place that is known of, what was given up for lack of room included."""
         ends = [self.passed.watermark, *self.withheld]
