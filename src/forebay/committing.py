@@ -17,6 +17,7 @@ from forebay.crash_points import reach
 from forebay.delivery import Delivery
 from forebay.errors import StoreError
 from forebay.handlers import Handlers
+from forebay.inbox import Ahead, look_ahead
 from forebay.intake import take_all
 from forebay.positions import forget_causes
 from forebay.redrive import Rows
@@ -40,6 +41,7 @@ class Committing:
         clock: seconds, monotonic.
         whose: the parked events that are this reader's to retry; all of them for None.
         require: refuses, on the store's thread, a partition that is not this process's to read.
+        shared: whether other processes write to the database: then the inbox is read before the transaction.
 
     Attributes:
         totals: what was done since the start, in events.
@@ -54,8 +56,11 @@ class Committing:
         clock: Callable[[], float] = time.monotonic,
         whose: Rows | None = None,
         require: Callable[[int], None] = anyone,
+        *,
+        shared: bool = False,
     ) -> None:
         self._name = name
+        self._shared = shared
         self._handlers = handlers
         self._store = store
         self._require = require
@@ -106,7 +111,10 @@ class Committing:
         while at < len(deliveries) and not self.suspended:
             part = deliveries[at:end]
             try:
-                taken = await self._store.write(self._take_all, stream, incarnation, part, one_by_one, failing)
+                # What a transaction has read of a table's page collides with what others write there (SERIALIZABLE),
+                # though these rows are this reader's alone: it would have to wait for its turn all the time.
+                ahead = await self._store.read(look_ahead, part) if self._shared else None
+                taken = await self._store.write(self._take_all, stream, incarnation, part, one_by_one, failing, ahead)
             except HandlerFailedError as error:
                 if not error.alone:
                     one_by_one = True
@@ -187,10 +195,11 @@ class Committing:
         part: Sequence[Delivery],
         one_by_one: bool,
         failing: Mapping[str, str],
+        ahead: Ahead | None,
     ) -> Taken:
         for partition in {delivery.partition for delivery in part}:
             self._require(partition)
-        return take_all(work, self._handlers, stream, incarnation, part, one_by_one, failing)
+        return take_all(work, self._handlers, stream, incarnation, part, one_by_one, failing, ahead)
 
     def _required(self, work: UnitOfWork, partition: int | None, unit: Callable[..., Taken], *args: Any) -> Taken:
         if partition is not None:

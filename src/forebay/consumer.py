@@ -89,7 +89,9 @@ class Consumer:
         self._broken: str | None = None
         self.problem: str | None = "not started"
         mine = PartitionRows(self._partitions, whose) if self._partitions.shared else whose
-        self.committing = Committing(name, handlers, store, clock, mine, self._partitions.require)
+        self.committing = Committing(
+            name, handlers, store, clock, mine, self._partitions.require, shared=self._partitions.shared
+        )
         self._retries = self.committing.retries
         self._rewinds: dict[int, tuple[Position, Callable[[UnitOfWork], None]]] = {}
         self.incarnation: str | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -53,6 +54,45 @@ _RELEASE = """
     returning subject, headers, body, stream_sequence, stored_at"""
 
 
+class Ahead(NamedTuple):
+    """What the inbox's rows say of the epochs that a batch is about.
+
+    Attributes:
+        met: what was looked for.
+        simple: node, service, epoch, lane, the place before it and the watermark, of epochs with nothing else to say.
+        others: node, service and the whole row of the others, and of those that wait.
+    """
+
+    met: set[Met]
+    simple: list[tuple[str, str, str, str, str, int]]
+    others: list[tuple[str, str, Row]]
+
+
+def look_ahead(tx: Transaction, deliveries: Iterable[Delivery]) -> Ahead:
+    """Read what the inbox will be asked for when these deliveries are taken.
+
+    In a transaction before the one that takes them this is for the partition's one reader alone (S7): until it commits
+    nobody else can change these rows.
+    """
+    return _ahead(tx, foreseen(deliveries))
+
+
+def _ahead(tx: Transaction, met: set[Met]) -> Ahead:
+    keys = list({(node, service, epoch): None for node, service, *epochs in met for epoch in epochs if epoch})
+    simple, others = [], []
+    for row in tx.execute(OF_MANY, keys=numbered(keys)):
+        node, service, epoch = key = keys[int(row["key"])]
+        if row["more"]:
+            whole = tx.execute(f"{OF_EPOCH} :epoch", node=node, service=service, epoch=epoch)
+            others += [(node, service, each) for each in whole]
+        else:
+            simple.append((*key, row["lane"], row["prev"], row["watermark"]))
+    if tx.execute(ANY_WAIT):
+        origins = msgspec.json.encode({f"{node}/{service}": 0 for node, service, *_ in met}).decode()
+        others += [(row["node"], row["service"], row) for row in tx.execute(WAITING, origins=origins)]
+    return Ahead(met, simple, others)
+
+
 class Inbox:
     """The inbox within one transaction: epochs are read when they are first met and written back by ``save``.
 
@@ -67,35 +107,25 @@ class Inbox:
         self._looked: set[Met] = set()
         self._detailed: set[tuple[str, str, str]] = set()
 
-    def expect(self, deliveries: Iterable[Delivery]) -> None:
-        """Read at once what ``of`` will be asked for; what it does not foresee is read when it is met."""
-        wanted = foreseen(deliveries) - self._looked
-        if len(wanted) <= FEW:
-            return
-        keys: dict[tuple[str, str, str], None] = {}
-        for node, service, epoch, prev in wanted:
-            keys[node, service, epoch] = None
-            if prev:
-                keys[node, service, prev] = None
-        self._read_many(list(keys))
-        if self._tx.execute(ANY_WAIT):
-            origins = msgspec.json.encode({f"{met[0]}/{met[1]}": 0 for met in wanted}).decode()
-            for row in self._tx.execute(WAITING, origins=origins):
-                self._found(row["node"], row["service"], row)
-        self._looked |= wanted
+    def expect(self, deliveries: Iterable[Delivery], ahead: Ahead | None = None) -> None:
+        """Know at once what ``of`` will be asked for; what is not foreseen is read when it is met.
 
-    def _read_many(self, keys: Sequence[tuple[str, str, str]]) -> None:
-        detailed = []
-        for row in self._tx.execute(OF_MANY, keys=numbered(keys)):
-            node, service, epoch = key = keys[int(row["key"])]
-            if row["more"]:
-                detailed.append(key)
-                continue
+        Args:
+            deliveries: what will be taken.
+            ahead: what ``look_ahead`` found of them before the transaction; None where it is read here.
+        """
+        if ahead is None:
+            met = foreseen(deliveries) - self._looked
+            if len(met) <= FEW:
+                return
+            ahead = _ahead(self._tx, met)
+        for node, service, epoch, lane, prev, watermark in ahead.simple:
             epochs = self._origin(node, service).epochs
             if epoch not in epochs:
-                epochs[epoch] = EpochState(row["lane"], parse_place(row["prev"]), SequenceSet(row["watermark"]))
-        for node, service, epoch in detailed:
-            self._read(node, service, f"{OF_EPOCH} :epoch", epoch=epoch)
+                epochs[epoch] = EpochState(lane, parse_place(prev), SequenceSet(watermark))
+        for node, service, row in ahead.others:
+            self._found(node, service, row)
+        self._looked |= ahead.met
 
     def of(self, identity: Identity | FrameIdentity | Message, place: Place) -> OriginInbox:
         """Return the epochs of a message's node and service: its own, the one before it, and all that hold events."""

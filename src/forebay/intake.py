@@ -28,7 +28,7 @@ from forebay.frame_event import FrameIdentity
 from forebay.gaps import record_gap
 from forebay.handlers import Handlers, Registration
 from forebay.identity import Origin, Place
-from forebay.inbox import Inbox
+from forebay.inbox import Ahead, Inbox
 from forebay.parking import ABANDONED, BEHIND, FOREIGN_LANE, HANDLER, LATE, Parked, Parking, origin_of
 from forebay.plain import Plain
 from forebay.plain_event import decode_usual, plain_of
@@ -402,15 +402,16 @@ def take_all(
     deliveries: Sequence[Delivery],
     one_by_one: bool,
     failing: Failing | None = None,
+    ahead: Ahead | None = None,
 ) -> Taken:
     """Take a batch of a stream's deliveries in one unit of work, with the position that it leads to.
 
-    Raises as ``Intake.take`` does.
+    ``ahead`` is what the inbox says of them, where that was read before. Raises as ``Intake.take`` does.
     """
     reach("consume.begun")
     intake = Intake(work, handlers, one_by_one=one_by_one, failing=failing)
     positions: dict[int, Delivery] = {}
-    intake.inbox.expect(deliveries)
+    intake.inbox.expect(deliveries, ahead)
     for index, delivery in enumerate(deliveries):
         positions[delivery.partition] = delivery
         intake.take(index, delivery)
