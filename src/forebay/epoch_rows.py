@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 
 import msgspec
 
@@ -37,13 +38,13 @@ EPOCHS = f"""
 ALL = f"select {COLUMNS} from forebay_inbox where node = :node and service = :service"
 
 OF_MANY = """
-    select k.key, i.lane, i.prev, i.watermark, i.held <> '[]' or i.missing <> '[]' or i.wanted <> '[]'
-      or i.decided <> '{}' or i.given_up is not null or i.abandoned_after is not null as more
+    select k.key, i.lane, i.prev, case when i.held = '[]' and i.missing = '[]' and i.wanted = '[]' and i.decided = '{}'
+      and i.given_up is null and i.abandoned_after is null then i.watermark end as watermark
     from json_each(:keys) k join forebay_inbox i
       on i.node = k.value->>0 and i.service = k.value->>1 and i.epoch = k.value->>2"""
-"""The epochs of many origins, named as ``{"<at>": [node, service, epoch], ...}``; ``more`` tells whether their rows
-say more than what is read here, which few do. JSON, for SQLite and PostgreSQL read it alike; one statement, as each
-costs more than the row."""
+"""The epochs of many origins, named as ``{"<at>": [node, service, epoch], ...}``; no watermark of those whose rows say
+more than what is read here, which few do. JSON, for SQLite and PostgreSQL read it alike; one statement, as each costs
+more than the row."""
 
 ANY_WAIT = f"select 1 from forebay_inbox where {_WAITS} limit 1"
 
@@ -72,7 +73,7 @@ watermark], ...}``."""
 
 def numbered(rows: Iterable[tuple[str | int, ...]]) -> str:
     """Return rows as a JSON object by their numbers: what ``json_each`` takes apart on either store."""
-    return msgspec.json.encode({str(at): row for at, row in enumerate(rows)}).decode()
+    return msgspec.json.encode(dict(zip(map(str, count()), rows, strict=False))).decode()
 
 
 def row_of(node: str, service: str, epoch: str, state: EpochState) -> dict[str, str | int | None]:

@@ -59,12 +59,12 @@ class Ahead(NamedTuple):
 
     Attributes:
         met: what was looked for.
-        simple: node, service, epoch, lane, the place before it and the watermark, of epochs with nothing else to say.
+        simple: node, service and epoch, lane, the place before it and the watermark, of those with nothing else to say.
         others: node, service and the whole row of the others, and of those that wait.
     """
 
     met: set[Met]
-    simple: list[tuple[str, str, str, str, str, int]]
+    simple: list[tuple[tuple[str, str, str], str, str, int]]
     others: list[tuple[str, str, Row]]
 
 
@@ -78,15 +78,21 @@ def look_ahead(tx: Transaction, deliveries: Iterable[Delivery]) -> Ahead:
 
 
 def _ahead(tx: Transaction, met: set[Met]) -> Ahead:
-    keys = list({(node, service, epoch): None for node, service, *epochs in met for epoch in epochs if epoch})
+    named: dict[tuple[str, str, str], None] = {}
+    for node, service, epoch, prev in met:
+        named[node, service, epoch] = None
+        if prev:
+            named[node, service, prev] = None
+    keys = list(named)
     simple, others = [], []
     for row in tx.execute(OF_MANY, keys=numbered(keys)):
-        node, service, epoch = key = keys[int(row["key"])]
-        if row["more"]:
+        key, watermark = keys[int(row["key"])], row["watermark"]
+        if watermark is not None:
+            simple.append((key, row["lane"], row["prev"], watermark))
+        else:
+            node, service, epoch = key
             whole = tx.execute(f"{OF_EPOCH} :epoch", node=node, service=service, epoch=epoch)
             others += [(node, service, each) for each in whole]
-        else:
-            simple.append((*key, row["lane"], row["prev"], row["watermark"]))
     if tx.execute(ANY_WAIT):
         origins = msgspec.json.encode({f"{node}/{service}": 0 for node, service, *_ in met}).decode()
         others += [(row["node"], row["service"], row) for row in tx.execute(WAITING, origins=origins)]
@@ -119,7 +125,7 @@ class Inbox:
             if len(met) <= FEW:
                 return
             ahead = _ahead(self._tx, met)
-        for node, service, epoch, lane, prev, watermark in ahead.simple:
+        for (node, service, epoch), lane, prev, watermark in ahead.simple:
             epochs = self._origin(node, service).epochs
             if epoch not in epochs:
                 epochs[epoch] = EpochState(lane, parse_place(prev), SequenceSet(watermark))
@@ -236,8 +242,10 @@ class Inbox:
         simple: list[tuple[str, str, str, str, str, int]] = []
         others: list[dict[str, str | int | None]] = []
         for (node, service), origin in self._origins.items():
-            for epoch, state in origin.changed():
-                if state.simple and (node, service, epoch) not in self._detailed:
+            for epoch, state in origin.epochs.items():
+                if not state.changed:
+                    continue
+                if state.simple and not (self._detailed and (node, service, epoch) in self._detailed):
                     prev = str(state.prev) if state.prev else "none"
                     simple.append((node, service, epoch, state.lane, prev, state.passed.watermark))
                 else:

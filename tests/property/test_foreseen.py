@@ -11,7 +11,7 @@ from forebay.delivery import Delivery
 from forebay.foreseen import foreseen
 from forebay.headers import Headers
 from forebay.identity import Place
-from forebay.inbox import Inbox
+from forebay.inbox import Ahead, Inbox, look_ahead
 from tests.property.test_intake import NODES, Core, Piece, arrivals
 
 TABLES = {
@@ -67,6 +67,13 @@ class Twin(Core):
         inbox.save()
         self._connection.execute("COMMIT")
 
+    def look_ahead(self, deliveries: list[Delivery]) -> Ahead:
+        self._connection.execute("BEGIN")
+        try:
+            return look_ahead(self.transaction(), deliveries)
+        finally:
+            self._connection.execute("ROLLBACK")
+
     def written(self) -> dict[str, list[tuple[Any, ...]]]:
         return {
             table: sorted((tuple(row) for row in self._connection.execute(f"select {columns} from {table}")), key=str)
@@ -74,7 +81,7 @@ class Twin(Core):
         }
 
 
-def one_by_one(_: Inbox, deliveries: Any) -> None:
+def one_by_one(*_: Any) -> None:
     """Foresee nothing."""
 
 
@@ -84,21 +91,22 @@ def test_what_is_foreseen_changes_nothing(
     known: tuple[dict[str, list[Delivery]], list[list[Piece]]], statements: list[tuple[int, Said]], raw: bool
 ) -> None:
     _, batches = known
-    one, other = Twin(), Twin()
+    one, before, other = twins = Twin(), Twin(), Twin()
     try:
         for number, batch in enumerate(batches):
             for _, each in (each for each in statements if each[0] % len(batches) == number):
-                one.say(each)
-                other.say(each)
+                for twin in twins:
+                    twin.say(each)
             deliveries = [as_it_came(piece.delivery) if raw else piece.delivery for piece in batch]
             with patch("forebay.inbox.FEW", 0):
                 one.take(deliveries)
+            before.take(deliveries, ahead=before.look_ahead(deliveries))
             with patch.object(Inbox, "expect", one_by_one):
                 other.take(deliveries)
-            assert one.written() == other.written()
+            assert one.written() == before.written() == other.written()
     finally:
-        one.close()
-        other.close()
+        for twin in twins:
+            twin.close()
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=80)

@@ -11,6 +11,7 @@ from forebay import Event, Message, UnitOfWork
 from forebay.delivery import Delivery
 from forebay.handlers import Handlers
 from forebay.identity import Place
+from forebay.inbox import Ahead
 from forebay.intake import take_all
 from forebay.outbox import Outbox
 from forebay.sqlite.migrations import migrate
@@ -38,10 +39,10 @@ class Core:
         self._handlers.add(Rung, _rung, batch=False)
         self._handlers.add(RungTogether, _rung_together, batch=True)
 
-    def take(self, deliveries: list[Delivery], *, commit: bool = True) -> None:
+    def take(self, deliveries: list[Delivery], *, commit: bool = True, ahead: Ahead | None = None) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
         work = UnitOfWork(self.transaction(), Outbox("core", "sales", []))
-        take_all(work, self._handlers, "EVENTS", "2017", deliveries, one_by_one=False)
+        take_all(work, self._handlers, "EVENTS", "2017", deliveries, one_by_one=False, ahead=ahead)
         self._connection.execute("COMMIT" if commit else "ROLLBACK")
 
     def transaction(self) -> SqliteTransaction:

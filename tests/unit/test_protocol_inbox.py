@@ -107,3 +107,23 @@ def test_a_floor_of_a_later_epoch_reaches_back_to_what_was_given_up_of_an_older_
     upto = targets(inbox, "ledger", Place(B, 1), {})
     assert upto == {A: 4, B: 1}
     assert given_up(inbox, upto) == 17
+
+
+def test_what_is_said_after_it_was_asked_what_is_due_is_due() -> None:
+    for due in (Due.DROPPED, Due.WITHHELD, Due.HELD):
+        known = OriginInbox({})
+        epochs = [f"{number:032x}" for number in range(3)]
+        for epoch in epochs:
+            assert known.judge(Place(epoch, 1), None, "ledger") is Verdict.APPLY
+            known.settle(Place(epoch, 1))
+            assert known.due() is None
+        at = epochs[1]
+        if due is Due.DROPPED:
+            known.drop([(at, 2, 3)], "ledger", {})
+        elif due is Due.WITHHELD:
+            known.withhold([(at, 2, "a key")], "ledger", {})
+        else:
+            known.hold(Place(at, 2))
+        step = known.due()
+        assert step is not None
+        assert (step.due, step.epoch, step.first) == (due, at, 2)
