@@ -32,13 +32,15 @@ SPREAD = 60.0
 CONSUMERS = Measure(name="consumers", unit="processors", more_is_better=False)
 DATABASE = Measure(name="PostgreSQL", unit="processors", more_is_better=False)
 BROKER = Measure(name="broker", unit="processors", more_is_better=False)
+EVENT = Measure(name="all three", unit="\N{MICRO SIGN}s of a processor an event", more_is_better=False)
 BUSY = Measure(name="machine busy", unit="%", more_is_better=False)
 
 _TOLD = """
 The same consumer as "forebay, PostgreSQL" above, in one, two and four processes that share the partitions of the
 stream. They are frozen once each has its share, the events are published, and they go on together. Beside the rate
-stands who took the processors meanwhile: 1.5 is one and a half of them all the time. Where the machine is busy to
-nearly 100 %, more processes cannot bring more.
+stands who took the processors meanwhile: 1.5 is one and a half of them all the time; "all three" is what consumers,
+PostgreSQL and broker together spend on an event. Where the machine is busy to nearly 100 %, more processes cannot bring
+more: this many processors, divided by that, are the most that any number of them can.
 """
 
 _SPREAD = """
@@ -82,6 +84,7 @@ async def measure(processes: int, count: int, folder: Path) -> dict[str, float]:
             seconds = time.perf_counter() - began
         found = {name: (used() - before[name]) / seconds for name, used in others.items()}
         found[CONSUMERS.name] = (_used(pids) - consumed) / seconds
+        spent = sum(found.values()) * seconds / count * 1e6
         for member in members:
             member.kill()
         check_once(effects.numbers(), range(count))
@@ -92,7 +95,7 @@ async def measure(processes: int, count: int, folder: Path) -> dict[str, float]:
             effects.close()
         database.close()
         server.kill()
-    return {RATE.name: took.rate, **found, BUSY.name: busy.share * 100}
+    return {RATE.name: took.rate, **found, EVENT.name: spent, BUSY.name: busy.share * 100}
 
 
 async def _spread(database: PostgresServer, url: str, processes: int) -> bool:
@@ -114,7 +117,7 @@ def benchmark(quick: bool) -> Benchmark:
         name="scaling",
         title="Core: more processes on one PostgreSQL",
         told=" ".join(_TOLD.split()),
-        measures=(RATE, CONSUMERS, DATABASE, BROKER, BUSY),
+        measures=(RATE, CONSUMERS, DATABASE, BROKER, EVENT, BUSY),
         columns=columns,
         goals=(
             Goal(
