@@ -72,7 +72,8 @@ def look_ahead(tx: Transaction, deliveries: Iterable[Delivery]) -> Ahead:
     """Read what the inbox will be asked for when these deliveries are taken.
 
     In a transaction before the one that takes them this is for the partition's one reader alone (S7): until it commits
-    nobody else can change these rows.
+    nobody else can change these rows. It looks for partitions between its commits, never within one: where it lost a
+    partition meanwhile, to a reader that may have gone again, what was read here meets a session that holds none.
     """
     return _ahead(tx, foreseen(deliveries))
 

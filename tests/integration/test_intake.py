@@ -551,14 +551,20 @@ async def test_a_batch_of_many_nodes_reads_and_writes_the_inbox_at_once(
     core: Core, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    execute = UnitOfWork.execute
 
-    def noted(work: UnitOfWork, sql: str, **params: Any) -> list[Row]:
-        told.append(sql)
-        return execute(work, sql, **params)
+    class Noting(UnitOfWork):
+        def __init__(self, tx: Transaction, *args: Any) -> None:
+            super().__init__(tx, *args)
+            execute = self.execute
+
+            def noted(sql: str, **params: Any) -> list[Row]:
+                told.append(sql)
+                return execute(sql, **params)
+
+            self.execute = noted  # type: ignore[method-assign]
 
     nodes = [f"store-{number}" for number in range(300)]
-    monkeypatch.setattr(UnitOfWork, "execute", noted)
+    monkeypatch.setattr("forebay.unit_of_work.UnitOfWork", Noting)
     for sequence in (1, 2):
         told.clear()
         batch = [event(stream, sequence, node=node, epoch=f"{at:032x}") for at, node in enumerate(nodes)]
