@@ -198,14 +198,11 @@ class LaneState(msgspec.Struct):
         found: dict[str, list[Forwarded]] = {}
         sent = self.sent if self.sent is not None and self.sent.epoch in {end.epoch for end in ends} else None
         for end in ends:
-            whole = Forwards()
+            upto = 0
             if sent is not None:
-                last = sent.sequence if end.epoch == sent.epoch else end.sequence
-                whole.record(end.epoch, Forwarded(1, last, "", 0))
+                upto = sent.sequence if end.epoch == sent.epoch else end.sequence
                 sent = None if end.epoch == sent.epoch else sent
-            for segment in self.forwards.of(end.epoch):
-                whole.record(end.epoch, segment)
-            if segments := whole.of(end.epoch):
+            if segments := self.forwards.filled(end.epoch, upto):
                 found[end.epoch] = segments
         return found
 

@@ -194,11 +194,8 @@ class AdversarialBroker(RuleBasedStateMachine):
         places = self.written[: self.sent]
         self.asked, self.answer = {}, None
         for epoch in dict.fromkeys(place.epoch for place in places):
-            whole = Forwards()
-            whole.record(epoch, Forwarded(1, max(p.sequence for p in places if p.epoch == epoch), "", 0))
-            for segment in self.forwards.of(epoch):
-                whole.record(epoch, segment)
-            self.asked[epoch] = whole.of(epoch)
+            upto = max(place.sequence for place in places if place.epoch == epoch)
+            self.asked[epoch] = self.forwards.filled(epoch, upto)
 
     @precondition(lambda self: self.asked is not None and self.answer is None)
     @rule()

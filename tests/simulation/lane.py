@@ -86,15 +86,10 @@ class Lane:
         for place in sorted(self.trying):
             epochs[place.epoch] = max(place, epochs.get(place.epoch, place))
         for epoch in sorted(epochs):
-            segments = self.forwards.of(epoch)
+            upto = 0
             if self.sent is not None and epoch <= self.sent.epoch:
-                whole = Forwards()
-                last = self.sent.sequence if epoch == self.sent.epoch else epochs[epoch].sequence
-                whole.record(epoch, Forwarded(1, last, "", 0))
-                for segment in segments:
-                    whole.record(epoch, segment)
-                segments = whole.of(epoch)
-            if segments:
+                upto = self.sent.sequence if epoch == self.sent.epoch else epochs[epoch].sequence
+            if segments := self.forwards.filled(epoch, upto):
                 found[epoch] = segments
         return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from operator import attrgetter
 
 from forebay.identity import Place
 from forebay.protocol.resending import Forwarded
@@ -10,12 +11,14 @@ from forebay.protocol.resending import Forwarded
 SEGMENTS = 256
 """Segments remembered per epoch; the oldest two are joined beyond it, at the higher stream sequence."""
 
+_first, _last = attrgetter("first"), attrgetter("last")
+
 
 class Forwards:
     """The segments of each epoch of one lane, disjoint and ascending; what is recorded last holds.
 
     A segment's stream sequence is an upper bound for each of its places: a consumer that has read up to it has read
-    past all of them.
+    past all of them. One thread records; any may ask meanwhile, each answer is of one moment.
     """
 
     def __init__(self) -> None:
@@ -23,12 +26,15 @@ class Forwards:
 
     def record(self, epoch: str, sent: Forwarded) -> None:
         """Note that places were acknowledged, for the first time or again."""
-        kept = [part for each in self._segments.get(epoch, ()) for part in _outside(each, sent.first, sent.last)]
-        kept.append(sent)
-        kept.sort()
-        while len(kept) > SEGMENTS:
-            kept[:2] = [_join(kept[0], kept[1])]
-        self._segments[epoch] = kept
+        segments = self._segments.setdefault(epoch, [])
+        low = bisect_left(segments, sent.first, key=_last)
+        high = bisect_right(segments, sent.last, lo=low, key=_first)
+        # Only the outermost of those that it meets reach beyond it: nearly always it meets none, and is the newest.
+        before = [each._replace(last=sent.first - 1) for each in segments[low:high][:1] if each.first < sent.first]
+        after = [each._replace(first=sent.last + 1) for each in segments[low:high][-1:] if each.last > sent.last]
+        segments[low:high] = [*before, sent, *after]
+        while len(segments) > SEGMENTS:
+            segments[:2] = [_join(segments[0], segments[1])]
 
     def forget(self, epoch: str, upto: int) -> None:
         """Drop what is known of the places up to ``upto``: they were freed."""
@@ -42,16 +48,27 @@ class Forwards:
         """Return the segments of an epoch, ascending; a copy."""
         return list(self._segments.get(epoch, ()))
 
+    def filled(self, epoch: str, upto: int) -> list[Forwarded]:
+        """Return the segments of an epoch, and between them what else was forwarded of its places up to ``upto``.
+
+        That is as of an unknown incarnation: another process forwarded it, or did not have to.
+        """
+        found: list[Forwarded] = []
+        next_place = 1
+        for each in self.of(epoch):
+            if next_place < each.first and next_place <= upto:
+                found.append(Forwarded(next_place, min(upto, each.first - 1), "", 0))
+            found.append(each)
+            next_place = each.last + 1
+        if next_place <= upto:
+            found.append(Forwarded(next_place, upto, "", 0))
+        return found
+
     def covering(self, place: Place) -> Forwarded | None:
         """Return the segment that a place is in, or None where it was not forwarded."""
-        return next((s for s in self._segments.get(place.epoch, ()) if s.first <= place.sequence <= s.last), None)
-
-
-def _outside(segment: Forwarded, first: int, last: int) -> Iterator[Forwarded]:
-    if segment.first < first:
-        yield segment._replace(last=min(segment.last, first - 1))
-    if segment.last > last:
-        yield segment._replace(first=max(segment.first, last + 1))
+        segments = self.of(place.epoch)
+        at = bisect_left(segments, place.sequence, key=_last)
+        return segments[at] if at < len(segments) and segments[at].first <= place.sequence else None
 
 
 def _join(one: Forwarded, other: Forwarded) -> Forwarded:
