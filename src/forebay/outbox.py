@@ -46,6 +46,15 @@ _COUNT = """
     select count(*) as waiting from
       (select 1 from forebay_outbox where epoch = :epoch_id and sequence > :after limit :limit) as ahead"""
 
+_ANY = """
+    select 1 from forebay_epoch e join forebay_origin o on o.id = e.origin
+    where o.lane = :lane and o.destination = ''
+      and e.id >= coalesce((select id from forebay_epoch where epoch = :epoch),
+                           (select id from forebay_epoch where epoch = o.floor_epoch), 0)
+      and exists (select 1 from forebay_outbox r where r.epoch = e.id
+                    and r.sequence > case when e.epoch = :epoch then :sequence else 0 end)
+    limit 1"""
+
 
 class Outbox:
     """The outbox of one service's store.
@@ -287,6 +296,11 @@ class Outbox:
             counted = tx.execute(_COUNT, epoch_id=epoch["id"], after=after, limit=upto - found)
             found += int(counted[0]["waiting"])
         return found
+
+    def any_after(self, tx: Transaction, lane: str, place: Place | None) -> bool:
+        """Whether a lane has events after a place (None: any)."""
+        epoch, sequence = place or ("", 0)
+        return bool(tx.execute(_ANY, lane=lane, epoch=epoch, sequence=sequence))
 
     def runs_after(
         self,

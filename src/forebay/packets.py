@@ -95,6 +95,28 @@ class Batch(NamedTuple):
         return sum(packet.size for packet in self.packets)
 
 
+class Look(NamedTuple):
+    """Where to look for what goes next: in a lane after ``place``, as much as there is room for."""
+
+    lane: str
+    place: Place | None
+    room: Room
+
+
+class Found(NamedTuple):
+    """What was found.
+
+    Attributes:
+        at: the number of the look that found something; as many as there were where none did.
+        batch: what it found; empty where nothing is to be sent.
+        rest: whether any of the looks would find more.
+    """
+
+    at: int
+    batch: Batch
+    rest: bool
+
+
 class Packer:
     """Writes the rows of one outbox as messages; its methods take the transaction that they read in.
 
@@ -116,6 +138,17 @@ class Packer:
         """Return an origin's events after a place (None: from the oldest), at least one if there is one."""
         runs = self._outbox.runs_after(tx, lane, place, limit=room.events, max_bytes=room.disk, destination=destination)
         return self._batch(lane, runs, room, destination, again=False)
+
+    def first(self, tx: Transaction, looks: Sequence[Look]) -> Found:
+        """Return the events of the first lane that has any."""
+        for at, look in enumerate(looks):
+            batch = self.after(tx, *look)
+            if batch.packets:
+                # Known at once, nobody has to look again once these are sent: whoever writes more wakes the relay.
+                ends = {each.lane: each.place for each in looks} | {look.lane: batch.packets[-1].place}
+                rest = batch.more or any(self._outbox.any_after(tx, lane, place) for lane, place in ends.items())
+                return Found(at, batch, rest)
+        return Found(len(looks), Batch([], 0, more=False), rest=False)
 
     def within(self, tx: Transaction, lane: str, epoch: str, places: Range, room: Room, destination: str = "") -> Batch:
         """Return those events of a range that are still here, withheld ones too, under fresh ids (I4).

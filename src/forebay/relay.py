@@ -27,7 +27,7 @@ from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.link import Link
 from forebay.outbox import Outbox
-from forebay.packets import Batch, Packer, Packet
+from forebay.packets import Batch, Found, Look, Packer, Packet
 from forebay.protocol.resending import Forwarded
 from forebay.sequences import Range
 from forebay.unit_of_work import UnitStore
@@ -192,38 +192,45 @@ class Relay:
         self._ahead = None
         for state in self._origins():  # a new connection is a reason to try at once
             state.not_before = 0.0
-        while self._connection.connected and self._connection.generation == generation:
-            self._wakened = anyio.Event()
-            if self.withheld and self._clock() >= self._look_at:
-                await self._connection.look_at_max_payload()
-                await self._check_stream()
-            if await self._send_next():
-                continue
-            waits = [state.not_before - self._clock() for state in self._origins() if state.problem]
-            waits += [state.gathers_until - self._clock() for state in self._origins() if state.gathers_until]
-            if self.withheld:
-                waits.append(self._look_at - self._clock())
-            with anyio.move_on_after(max(0.01, min(waits)) if waits else None):
-                await self._woken_or_lost(generation)
+        self._connection.watch(self)
+        try:
+            while self._connection.connected and self._connection.generation == generation:
+                self._wakened = anyio.Event()
+                if self.withheld and self._clock() >= self._look_at:
+                    await self._connection.look_at_max_payload()
+                    await self._check_stream()
+                if not await self._send_next():
+                    await self._wait()
+        finally:
+            self._connection.unwatch(self)
 
-    async def _woken_or_lost(self, generation: int) -> None:
-        async with anyio.create_task_group() as tasks:
-
-            async def lost() -> None:
-                await self._connection.wait_lost(generation)
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(lost)
+    async def _wait(self) -> None:
+        """Wait until there may be something to do: until it is woken, or a time comes."""
+        waits = [state.not_before - self._clock() for state in self._origins() if state.problem]
+        waits += [state.gathers_until - self._clock() for state in self._origins() if state.gathers_until]
+        if self.withheld:
+            waits.append(self._look_at - self._clock())
+        with anyio.move_on_after(max(0.01, min(waits)) if waits else None):
             await self._wakened.wait()
-            tasks.cancel_scope.cancel()
+
+    def lost(self, why: str) -> None:  # noqa: ARG002 - the connection keeps it
+        """Wait no more: the connection is gone (``Watcher``)."""
+        self.wake()
+
+    def denied(self, subject: str) -> None:
+        """Do nothing: whoever published hears of it (``Watcher``)."""
 
     async def _send_next(self) -> bool:
-        """Send one batch of the first lane that has something to send; False where none has."""
+        """Send one batch of the first lane that has something to send; return whether there may be more by now.
+
+        What is written after this began wakes the relay. So where nothing is left it has nothing to look for.
+        """
         await self._link.ready()
         room = self._link.batch_bytes
         turns = [(lane, room) for lane in self.lanes]
         if len(turns) > 1 and (share := self._link.lowest_bytes):
             turns.insert(0, (turns[-1][0], share))  # its share, before it starves
+        looks: list[Look] = []
         for lane, max_bytes in turns:
             state = self.lanes[lane]
             if state.not_before > self._clock():
@@ -232,19 +239,26 @@ class Relay:
                 await self._check_stream()
                 state.doubtful = False
             if state.again:
-                await self._repair(lane, state, max_bytes)
+                if not await self._send_first(looks):
+                    await self._repair(lane, state, max_bytes)
                 return True
-            if await self._gathers(lane, state):
-                continue
-            batch = await self._next(lane, state, max_bytes)
-            if not batch.packets:
-                state.gathers_until = None
-                continue
+            if not await self._gathers(lane, state):
+                looks.append(Look(lane, state.sent, state.room(max_bytes, self._publisher.max_payload)))
+        return await self._send_first(looks)
+
+    async def _send_first(self, looks: Sequence[Look]) -> bool:
+        """Send what the first of these looks finds; return whether there may be more."""
+        while looks:
+            found = await self._next(looks)
+            for look in looks[: found.at]:
+                self.lanes[look.lane].gathers_until = None
+            if not found.batch.packets:
+                break
             reach("relay.read")
-            if self._begins_to_gather(lane, state, batch):
-                continue
-            await self._send_on(lane, state, batch)
-            return True
+            lane = looks[found.at].lane
+            if not self._begins_to_gather(lane, self.lanes[lane], found.batch):
+                return not await self._send_on(lane, self.lanes[lane], found.batch) or found.rest
+            looks = [each for each in looks[found.at + 1 :] if each.lane != lane]
         return False
 
     async def _gathers(self, lane: str, state: LaneState) -> bool:
@@ -266,21 +280,32 @@ class Relay:
             state.gathers_until = None
         return False
 
-    async def _next(self, lane: str, state: LaneState, max_bytes: int) -> Batch:
-        """Return what a lane has to send next."""
-        room = state.room(max_bytes, self._publisher.max_payload)
-        if self._ahead is not None and self._ahead.lane == lane:
-            ahead, self._ahead = self._ahead, None
-            packets = ahead.batch.packets
-            events = sum(packet.events for packet in packets)
-            # What has come since the look that found nothing has woken us: only a new one will find it.
-            fits = bool(packets) and events <= room.events and ahead.batch.size <= room.wire
-            if fits and (ahead.place, ahead.limits) == (state.sent, (room.message, room.frames)):
-                return ahead.batch
-        return await self._store.read(self._packer.after, lane, state.sent, room)
+    async def _next(self, looks: Sequence[Look]) -> Found:
+        """Return what there is to send next."""
+        ahead = self._ahead
+        before = [at for at, look in enumerate(looks) if ahead is not None and look.lane == ahead.lane][:1]
+        if ahead is None or not before:
+            return await self._store.read(self._packer.first, looks)
+        at = before[0]
+        if at and (found := await self._store.read(self._packer.first, looks[:at])).batch.packets:
+            return found._replace(rest=True)
+        self._ahead = None
+        _, place, room = looks[at]
+        packets = ahead.batch.packets
+        events = sum(packet.events for packet in packets)
+        # What has come since the look that found nothing has woken us: only a new one will find it.
+        fits = bool(packets) and events <= room.events and ahead.batch.size <= room.wire
+        if fits and (ahead.place, ahead.limits) == (place, (room.message, room.frames)):
+            return Found(at, ahead.batch, rest=True)
+        found = await self._store.read(self._packer.first, looks[at:])
+        return found._replace(at=at + found.at)
 
-    async def _send_on(self, lane: str, state: LaneState, batch: Batch) -> None:
-        """Send a batch of a lane, and read the next one meanwhile where there is more."""
+    async def _send_on(self, lane: str, state: LaneState, batch: Batch) -> bool:
+        """Send a batch of a lane, and read the next one meanwhile where there is more; return whether all is settled.
+
+        Raises:
+            StoreError: what the broker refuses could not be withheld.
+        """
         place = batch.packets[-1].place
         room = state.room(self._link.batch_bytes, self._publisher.max_payload)
 
@@ -290,17 +315,20 @@ class Relay:
                 self._ahead = _Ahead(lane, place, (room.message, room.frames), found)
 
         settled, failure = 0, None
-        async with anyio.create_task_group() as tasks:
-            if batch.more and not state.singly:
+        if batch.more and not state.singly:
+            async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read_ahead)
-            try:
-                settled, _ = await self._send(lane, state, batch)
-            except StoreError as error:
-                failure = error  # raised outside: a task group would wrap it
+                try:
+                    settled, _ = await self._send(lane, state, batch)
+                except StoreError as error:
+                    failure = error  # raised outside: a task group would wrap it
+        else:
+            settled, _ = await self._send(lane, state, batch)
         if failure is not None:
             raise failure
         if settled:
             state.sent = batch.packets[settled - 1].place
+        return settled == len(batch.packets)
 
     async def _repair(self, lane: str, state: LaneState, max_bytes: int, destination: str = "") -> None:
         """Send the first of the places that a consumer missed. What was freed meanwhile is passed over."""

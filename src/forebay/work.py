@@ -216,6 +216,12 @@ class Answers:
             works, self._answered = self._answered, []
             committed, self._committed = self._committed, False
             self._scheduled = False
+        # First those who send on what was committed, who take a moment: whoever is answered goes on for longer.
+        for callback in list(self._listeners.values()) if committed else ():
+            try:
+                callback()
+            except Exception as error:  # noqa: BLE001 - reported; one listener must not keep the others from hearing
+                self._loop.call_exception_handler({"message": "a listener of commits failed", "exception": error})
         for work in works:
             if work.future.done():
                 continue
@@ -223,11 +229,6 @@ class Answers:
                 work.future.set_result(work.result)
             else:
                 work.future.set_exception(work.error)
-        for callback in list(self._listeners.values()) if committed else ():
-            try:
-                callback()
-            except Exception as error:  # noqa: BLE001 - reported; one listener must not keep the others from hearing
-                self._loop.call_exception_handler({"message": "a listener of commits failed", "exception": error})
 
 
 def settle(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -16,7 +16,7 @@ from forebay.identity import parse_place
 from forebay.jetstream.connection import Connection, Incoming
 from forebay.jetstream.streams import api_request, stream_state
 from forebay.link import Link
-from forebay.packets import Batch
+from forebay.packets import Batch, Look
 from forebay.relay import Relay, _Ahead
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
@@ -138,8 +138,8 @@ async def test_what_was_written_after_a_look_ahead_that_found_nothing_is_found(
         assert place is not None
         state.sent = place
         relay._ahead = _Ahead("ledger", place, (room.message, room.frames), Batch([], 0, more=False))
-        found = await relay._next("ledger", state, 1 << 20)
-        assert [packet.first for packet in found.packets] == [2, 3]
+        found = await relay._next([Look("ledger", place, room)])
+        assert [packet.first for packet in found.batch.packets] == [2, 3]
 
 
 async def test_a_lane_with_a_flush_interval_fills_its_batch_first(nats_server: NatsServer, tmp_path: Path) -> None:
