@@ -6,7 +6,8 @@ did. Where the tail takes too much of its lane's budget, or the disk is full, a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from forebay.crash_points import reach
 from forebay.freeing import Freed, Head, free, head, pass_drop, pass_withheld, rows_above, standing
@@ -15,7 +16,7 @@ from forebay.outbox import Outbox
 from forebay.protocol.confirmation import Confirmations
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
-from forebay.withholding import listed, release
+from forebay.withholding import Listed, listed, release
 
 GRACE = 24 * 3600.0
 """Seconds for which a confirmed row stays (the grace tail), unless it takes more than ``TAIL_SHARE`` of the budget."""
@@ -34,6 +35,20 @@ NOBODY = Confirmations()
 
 Known = Mapping[str, Confirmations]
 """What each consumer that must confirm has confirmed."""
+
+
+class _Oldest(NamedTuple):
+    """What stands at the beginning of a lane.
+
+    Attributes:
+        head: its oldest part; None where nothing is left to pass.
+        excess: rows above the tail's share of the budget, where the oldest part is rows.
+        aside: what is withheld of the lane.
+    """
+
+    head: Head | None
+    excess: int
+    aside: list[Listed]
 
 
 class Tail:
@@ -64,11 +79,26 @@ class Tail:
         """Free every lane's ripe prefix; return how many rows went. Nothing goes where nobody is known."""
         self.is_long = False
         freed = 0
-        for lane in self._outbox.lanes if known else ():
-            while (count := await self._free_some(lane, known)) is not None:
+        found = await self._store.read(self._look) if known else {}
+        for lane in list(found):
+            while (count := await self._free_some(lane, found[lane], known)) is not None:
                 freed += count
-            freed += await self._release(lane, known)
+                found = await self._store.read(self._look)
+            if released := await self._release(lane, found[lane].aside, known):
+                freed += released
+                found = await self._store.read(self._look)
         return freed
+
+    def _look(self, tx: Transaction) -> dict[str, _Oldest]:
+        """Look at the beginnings of all lanes: mostly nothing is ripe in any. What was seen counts until a write."""
+        found = {}
+        for lane in self._outbox.lanes:
+            oldest, excess = head(tx, lane, self._destination), 0
+            if oldest is not None and oldest.what == "rows":
+                share = self._outbox.lanes[lane].budget_bytes * TAIL_SHARE
+                excess = rows_above(tx, lane, share, self._destination)
+            found[lane] = _Oldest(oldest, excess, listed(tx, lane, self._destination))
+        return found
 
     def confirmed_upto(self, tx: Transaction, known: Known) -> dict[str, Place]:
         """Return per lane the place up to which all have everything; lanes without one are left out."""
@@ -98,10 +128,10 @@ class Tail:
                 upto[lane] = Place(oldest.epoch, ripe)
         return upto
 
-    async def _free_some(self, lane: str, known: Known) -> int | None:
+    async def _free_some(self, lane: str, beginning: _Oldest, known: Known) -> int | None:
         """Let a lane's floor pass its oldest part, or some of it; return the rows that went, None where it stays."""
         to = self._destination
-        oldest = await self._store.read(head, lane, to)
+        oldest = beginning.head
         if oldest is None:
             return None
         epoch, first, last = oldest.epoch, oldest.first, oldest.last
@@ -117,11 +147,9 @@ class Tail:
                 return None
             await self._store.write(pass_withheld, lane, Place(epoch, first), to)
             return 0
-        return await self._free_rows(lane, oldest, known)
+        return await self._free_rows(lane, oldest, beginning.excess, known)
 
-    async def _free_rows(self, lane: str, oldest: Head, known: Known) -> int | None:
-        share = self._outbox.lanes[lane].budget_bytes * TAIL_SHARE
-        excess = await self._store.read(rows_above, lane, share, self._destination)
+    async def _free_rows(self, lane: str, oldest: Head, excess: int, known: Known) -> int | None:
         hurried = excess > 0 or bool(self._short_of_room())
         grace = min(SHED_GRACE, self._grace) if hurried else self._grace
         upto = min(oldest.last, self._ripe(oldest.epoch, grace, oldest.first, known))
@@ -133,9 +161,8 @@ class Tail:
         reach("free.done")
         return self._left(lane, freed) or None
 
-    async def _release(self, lane: str, known: Known) -> int:
+    async def _release(self, lane: str, aside: Sequence[Listed], known: Known) -> int:
         """Delete the withheld bodies that the floor has passed and all needed consumers have had for the grace (B2)."""
-        aside = await self._store.read(listed, lane, self._destination)
         places = [
             Place(place.epoch, place.sequence)
             for place, passed in aside
