@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 2.0
 """Seconds for one answer."""
 
+LATER = 0.1
+"""Seconds from the first event that was forwarded to the question: asked at once, consumers have hardly committed it,
+and each event of a steady flow would have a question of its own."""
+
 IDLE_INTERVAL = 300.0
 """Seconds between questions while everything is confirmed: they keep the list of consumers and the grace going."""
 
@@ -139,7 +143,7 @@ class Confirming:
             await self.followers.moved()
 
     async def _ask_consumers(self) -> None:
-        backoff = Backoff(first=0.1, most=5.0)
+        backoff = Backoff(first=2 * LATER, most=5.0)
         while True:
             await self._connection.wait_connected()
             self._wakened = anyio.Event()
@@ -161,6 +165,7 @@ class Confirming:
                 pause = SHED_GRACE if self._tail.is_long else min(IDLE_INTERVAL, max(self._grace, 1.0))
                 with anyio.move_on_after(pause):
                     await self._wakened.wait()
+                    await anyio.sleep(LATER)
             else:
                 await anyio.sleep(backoff.next())
 
