@@ -13,7 +13,7 @@ import msgspec
 
 from forebay.clock import format_tick
 from forebay.drafts import NO_EXTRA
-from forebay.envelope import GATEWAY, add_optional, command_subject, event_subject, percent_encode, write_headers
+from forebay.envelope import GATEWAY, add_optional, command_subject, event_subject, write_headers
 from forebay.frame import (
     frame_headers,
     frames_take,
@@ -25,11 +25,11 @@ from forebay.frame import (
 )
 from forebay.headers import Headers
 from forebay.identity import MessageId, Place, retransmission_id
-from forebay.jetstream.publishing import Outgoing, encode_head
+from forebay.jetstream.publishing import Outgoing, Prepared, encode_head
 from forebay.lanes import Frames
 from forebay.outbox import Outbox
 from forebay.packing import can_pack, pack
-from forebay.plain import write_plain
+from forebay.plain_heads import PlainHeads
 from forebay.runs import Run
 from forebay.sequences import Range
 from forebay.transaction import Transaction
@@ -83,11 +83,13 @@ class Batch(NamedTuple):
         packets: the messages.
         disk: bytes that their rows take.
         more: whether other events of the origin follow them.
+        prepared: the messages as an atomic batch sends them; None where that is left to whoever sends.
     """
 
     packets: list[Packet]
     disk: int
     more: bool
+    prepared: Prepared | None = None
 
     @property
     def size(self) -> int:
@@ -127,11 +129,18 @@ class Packer:
     Args:
         outbox: whose rows they are.
         wire_bytes: returns the bytes of a message on the wire.
+        prepare: returns messages as an atomic batch sends them; called on the reading thread.
     """
 
-    def __init__(self, outbox: Outbox, wire_bytes: Callable[[Outgoing], int]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        wire_bytes: Callable[[Outgoing], int],
+        prepare: Callable[[Sequence[Outgoing]], Prepared | None] = lambda _: None,
+    ) -> None:
         self._outbox = outbox
         self._wire_bytes = wire_bytes
+        self._prepare = prepare
         self._source = f"/{outbox.node}/{outbox.service}"
 
     def after(self, tx: Transaction, lane: str, place: Place | None, room: Room, destination: str = "") -> Batch:
@@ -139,10 +148,15 @@ class Packer:
         runs = self._outbox.runs_after(tx, lane, place, limit=room.events, max_bytes=room.disk, destination=destination)
         return self._batch(lane, runs, room, destination, again=False)
 
+    def ready(self, tx: Transaction, lane: str, place: Place | None, room: Room) -> Batch:
+        """Return what ``after`` does, ready to be sent: what this thread does the event loop need not do."""
+        batch = self.after(tx, lane, place, room)
+        return batch._replace(prepared=self._prepare([packet.outgoing for packet in batch.packets]))
+
     def first(self, tx: Transaction, looks: Sequence[Look]) -> Found:
         """Return the events of the first lane that has any."""
         for at, look in enumerate(looks):
-            batch = self.after(tx, *look)
+            batch = self.ready(tx, *look)
             if batch.packets:
                 # Known at once, nobody has to look again once these are sent: whoever writes more wakes the relay.
                 ends = {each.lane: each.place for each in looks} | {look.lane: batch.packets[-1].place}
@@ -193,8 +207,8 @@ class _Writing:
         self._again = again
         self._packs = room.frames is not None and room.frames.zstd and can_pack()
         self._size = 0
-        self._types: dict[str, str] = {}
         self._subjects: dict[str, str] = {}
+        self._heads: dict[str, PlainHeads] = {}
         self.packets: list[Packet] = []
 
     def add(self, run: Run) -> bool:
@@ -236,28 +250,15 @@ class _Writing:
     def _plain(self, run: Run, row: Sequence[Any]) -> Packet:
         """Write an event that has nothing but what every event has: most are like that."""
         sequence, kind, type_, key, time, hlc, cause, _, body, _ = row
+        heads = self._heads.get(run.epoch)
+        if heads is None:
+            heads = PlainHeads(self._source, NO_EXTRA.content_type, self._lane, run.prev)
+            self._heads[run.epoch] = heads
         event_id = f"{run.epoch}-{sequence}"
-        head = write_plain(
-            retransmission_id(event_id) if self._again else event_id,
-            event_id,
-            self._source,
-            self._encoded(type_),
-            time,
-            NO_EXTRA.content_type,
-            None if key is None else percent_encode(key),
-            self._lane,
-            run.prev,
-            hlc,
-            cause,
-        )
+        message_id = retransmission_id(event_id) if self._again else event_id
+        head = heads.write(message_id, event_id, type_, time, key, hlc, cause)
         outgoing = Outgoing(self._subject(kind), Headers(b"NATS/1.0\r\n%b\r\n" % head), body, head)
         return Packet(run.epoch, sequence, sequence, outgoing, self._wire_bytes(outgoing))
-
-    def _encoded(self, type_: str) -> str:
-        found = self._types.get(type_)
-        if found is None:
-            found = self._types[type_] = percent_encode(type_)
-        return found
 
     def _subject(self, kind: str) -> str:
         found = self._subjects.get(kind)

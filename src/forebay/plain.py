@@ -1,4 +1,4 @@
-"""The headers that most events have, written and read in one go: the common case of relays and consumers.
+"""The headers that most events have, read in one go: the common case of consumers (relays: ``plain_heads``).
 
 Most events have the same few headers, in the order in which ``envelope.encode_headers`` writes them, in plain ASCII.
 One expression takes all their values out of the bytes; a third of the time of a dictionary (``bench/consumption.py``).
@@ -64,29 +64,3 @@ def read_plain(raw: bytes) -> Plain | None:
     except UnicodeDecodeError:
         return None
     return None if match is None else tuple.__new__(Plain, match.groups())
-
-
-def write_plain(
-    message_id: str,
-    event_id: str,
-    source: str,
-    type_: str,
-    time: str,
-    content_type: str,
-    key: str | None,
-    lane: str,
-    prev: str,
-    hlc: int,
-    cause: str | None,
-) -> bytes:
-    """Return the headers of an event without attributes of others and without a trace, each on its line.
-
-    All texts are percent-encoded already; ``hlc`` is a tick of the hybrid clock.
-    """
-    key = "" if key is None else f"ce-partitionkey: {key}\r\n"
-    cause = "" if cause is None else f"forebay-cause: {cause}\r\n"
-    return (
-        f"Nats-Msg-Id: {message_id}\r\nce-specversion: 1.0\r\nce-id: {event_id}\r\nce-source: {source}\r\n"
-        f"ce-type: {type_}\r\nce-time: {time}\r\nce-datacontenttype: {content_type}\r\n{key}"
-        f"forebay-lane: {lane}\r\nforebay-prev: {prev}\r\nforebay-hlc: {hlc:016x}\r\n{cause}"
-    ).encode()

@@ -22,7 +22,7 @@ from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.forwarding import LaneState
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Outcome, Publisher, Refused, Stored, Uncertain
+from forebay.jetstream.publishing import Outcome, Prepared, Publisher, Refused, Stored, Uncertain
 from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.link import Link
@@ -77,7 +77,7 @@ class Relay:
         self._on_forwarded = on_forwarded
         self._clock = clock
         self._wakened = anyio.Event()
-        self._packer = Packer(outbox, publisher.wire_bytes)
+        self._packer = Packer(outbox, publisher.wire_bytes, publisher.prepare)
         self._ahead: _Ahead | None = None
         self.lanes = {name: LaneState(frames=lane.framing) for name, lane in outbox.lanes.items()}
         self.incarnation: str | None = None
@@ -311,7 +311,7 @@ class Relay:
 
         async def read_ahead() -> None:
             with contextlib.suppress(StoreError):  # whoever needs it reads it again, and meets the same
-                found = await self._store.read(self._packer.after, lane, place, room)
+                found = await self._store.read(self._packer.ready, lane, place, room)
                 self._ahead = _Ahead(lane, place, (room.message, room.frames), found)
 
         settled, failure = 0, None
@@ -349,7 +349,9 @@ class Relay:
         size = batch.size
         state.wrote(size, batch.disk)
         reach("relay.publishing")
-        outcomes = await self._publish(lane, batch.packets, size, atomic=not state.singly)
+        outcomes = await self._publish(
+            lane, batch.packets, size, None if state.singly else batch.prepared, atomic=not state.singly
+        )
         reach("relay.published")
         return await self._settle(lane, state, batch.packets, outcomes, destination)
 
@@ -377,13 +379,16 @@ class Relay:
     def _note_forwarded(self, destination: str) -> None:  # noqa: ARG002 - events have none
         self._on_forwarded()
 
-    async def _publish(self, lane: str, packets: Sequence[Packet], size: int, *, atomic: bool) -> list[Outcome]:
+    async def _publish(
+        self, lane: str, packets: Sequence[Packet], size: int, prepared: Prepared | None = None, *, atomic: bool
+    ) -> list[Outcome]:
         """Publish when the link is free for this lane, and learn from it how much the link carries."""
         names = list(self.lanes)
         async with self._link.turn(names.index(lane), size):
             began = self._clock()
             self._publisher.timeout = self._link.timeout(size)
-            outcomes = await self._publisher.publish([packet.outgoing for packet in packets], atomic=atomic)
+            messages = [packet.outgoing for packet in packets]
+            outcomes = await self._publisher.publish(messages, atomic=atomic, prepared=prepared)
             seconds = self._clock() - began
         if all(isinstance(outcome, Stored) for outcome in outcomes):
             self._link.carried(size, seconds, lowest=len(names) > 1 and lane == names[-1])

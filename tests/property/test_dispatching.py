@@ -52,7 +52,16 @@ class Broker:
     def wire_bytes(self, message: Outgoing) -> int:
         return len(message.body) + 200
 
-    async def publish(self, messages: Sequence[Outgoing], *, atomic: bool) -> list[Outcome]:  # noqa: ARG002
+    def prepare(self, messages: Sequence[Outgoing]) -> None:
+        """Leave it all to ``publish``."""
+
+    async def publish(
+        self,
+        messages: Sequence[Outgoing],
+        *,
+        atomic: bool,  # noqa: ARG002
+        prepared: object,  # noqa: ARG002
+    ) -> list[Outcome]:
         outcomes: list[Outcome] = []
         halted: set[tuple[str, str]] = set()
         for message in messages:

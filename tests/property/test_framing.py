@@ -58,7 +58,16 @@ class Broker:
         assert message.head == encode_head(message.headers)
         return len(message.head) + 42 + len(message.body)
 
-    async def publish(self, messages: Sequence[Outgoing], *, atomic: bool) -> list[Outcome]:  # noqa: ARG002
+    def prepare(self, messages: Sequence[Outgoing]) -> None:
+        """Leave it all to ``publish``."""
+
+    async def publish(
+        self,
+        messages: Sequence[Outgoing],
+        *,
+        atomic: bool,  # noqa: ARG002
+        prepared: object,  # noqa: ARG002
+    ) -> list[Outcome]:
         outcomes: list[Outcome] = []
         wall = ""
         for message in messages:

@@ -58,6 +58,20 @@ class Outgoing(NamedTuple):
     divisible: bool = False
 
 
+class Prepared(NamedTuple):
+    """Messages as one atomic batch sends them, made where there is time for it.
+
+    Attributes:
+        batch: the batch's id.
+        between: the commands of all but the first message and the last, which are made when they are sent.
+        largest: bytes of the largest message.
+    """
+
+    batch: str
+    between: bytes
+    largest: int
+
+
 class Stored(NamedTuple):
     """The broker says that it has the message, at this sequence; as ``duplicate`` it had its id before."""
 
@@ -192,7 +206,28 @@ class Publisher:
     ) -> None:
         await self.stop()
 
-    async def publish(self, messages: Sequence[Outgoing], *, atomic: bool = True) -> list[Outcome]:
+    def prepare(self, messages: Sequence[Outgoing]) -> Prepared | None:
+        """Return messages as one atomic batch sends them; None where they are no batch. From any thread."""
+        if not 1 < len(messages) <= MAX_BATCH:
+            return None
+        batch = secrets.token_hex(16)
+        subjects = {subject: subject.encode() for subject in {message.subject for message in messages}}
+        more = self._expected + _of_batch(batch)
+        begin, parts, largest = _FRAMING + len(more) + len(b"\r\n"), [], 0
+        for number, (subject, headers, body, head, _) in enumerate(messages, 1):
+            head = head or encode_head(headers)
+            size = begin + len(head) + len(str(number))
+            whole = size + len(body)
+            largest = max(largest, whole)
+            parts.append(
+                b"HPUB %b  %d %d\r\nNATS/1.0\r\n%b%b%d\r\n\r\n%b\r\n"
+                % (subjects[subject], size, whole, head, more, number, body)
+            )
+        return Prepared(batch, b"".join(parts[1:-1]), largest)
+
+    async def publish(
+        self, messages: Sequence[Outgoing], *, atomic: bool = True, prepared: Prepared | None = None
+    ) -> list[Outcome]:
         """Publish in order and return one outcome per message, in the same order.
 
         Nothing is raised for the broker's or the link's sake. A wall (no answer, no permission, a stream that is full
@@ -202,8 +237,12 @@ class Publisher:
         Args:
             messages: any number; more than 1,000 go as several batches, one after the other.
             atomic: use atomic batches where the stream allows them.
+            prepared: what ``prepare`` returned for these very messages; used where they go as a batch.
         """
         limit = self.max_payload
+        fits_at_once = prepared is not None and (limit is None or prepared.largest + BATCH_HEADERS <= limit)
+        if atomic and fits_at_once and self._takes_batches:
+            return await self._batch(messages, prepared)
         outcomes: list[Outcome] = []
         for start in range(0, len(messages), MAX_BATCH):
             chunk = messages[start : start + MAX_BATCH]
@@ -214,7 +253,7 @@ class Publisher:
             roomy = limit is None or largest + BATCH_HEADERS <= limit
             if any(map(_is_wall, outcomes[-MAX_BATCH:])):
                 found: list[Outcome] = [NotSent("an earlier message was not stored")] * len(fitting)
-            elif atomic and roomy and len(fitting) > 1 and self._no_batches_in != self._connection.generation:
+            elif atomic and roomy and len(fitting) > 1 and self._takes_batches:
                 found = await self._batch(fitting)
             else:
                 found = await self._singles(fitting)
@@ -225,9 +264,13 @@ class Publisher:
             ]
         return outcomes
 
-    async def _batch(self, messages: Sequence[Outgoing]) -> list[Outcome]:
+    @property
+    def _takes_batches(self) -> bool:
+        return self._no_batches_in != self._connection.generation
+
+    async def _batch(self, messages: Sequence[Outgoing], prepared: Prepared | None = None) -> list[Outcome]:
         for attempt in range(BATCH_ATTEMPTS):
-            result = await self._try_batch(messages)
+            result = await self._try_batch(messages, None if attempt else prepared)
             if isinstance(result, list):
                 return result
             if result is not _Next.AGAIN:
@@ -239,8 +282,10 @@ class Publisher:
             return [Uncertain(each.why) if isinstance(each, NotSent) else each for each in outcomes]
         return outcomes
 
-    async def _try_batch(self, messages: Sequence[Outgoing]) -> list[Outcome] | _Next:
-        batch, count = secrets.token_hex(16), len(messages)
+    async def _try_batch(self, messages: Sequence[Outgoing], prepared: Prepared | None) -> list[Outcome] | _Next:
+        prepared = prepared or self.prepare(messages)
+        assert prepared is not None  # noqa: S101 - it is two or more
+        batch, count = prepared.batch, len(messages)
         generation = self._connection.generation
         begun_reply, begun = self._replies.expect((messages[0].subject,), self.timeout)
         commit_reply = ""
@@ -251,14 +296,10 @@ class Publisher:
                 await self._connection.send(self._batched(batch, 1, messages[0], begun_reply))
                 if refusal := self._refusal(await begun, count):
                     return refusal
-            subjects = {each.subject for each in messages}
-            commit_reply, committed = self._replies.expect(subjects, self.timeout)
-            commands = [
-                self._batched(batch, number, messages[number - 1], begun_reply if number == 1 else "")
-                for number in range(first + 1, count)
-            ]
-            commands.append(self._batched(batch, count, messages[-1], commit_reply, b"Nats-Batch-Commit: 1\r\n"))
-            await self._connection.send(b"".join(commands))
+            commit_reply, committed = self._replies.expect({each.subject for each in messages}, self.timeout)
+            begin = b"" if first else self._batched(batch, 1, messages[0], begun_reply)
+            end = self._batched(batch, count, messages[-1], commit_reply, b"Nats-Batch-Commit: 1\r\n")
+            await self._connection.send(b"".join((begin, prepared.between, end)))
             result = await committed
         except LinkError as error:
             return [NotSent(str(error))] * count
@@ -345,8 +386,12 @@ class Publisher:
         return _FRAMING + len(head) + len(self._expected) + len(message.body)
 
     def _batched(self, batch: str, number: int, message: Outgoing, reply: str, commit: bytes = b"") -> bytes:
-        of_batch = b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n" % (batch.encode(), number)
-        return _command(message, reply, self._expected + of_batch + commit)
+        return _command(message, reply, b"%b%b%d\r\n%b" % (self._expected, _of_batch(batch), number, commit))
+
+
+def _of_batch(batch: str) -> bytes:
+    """Return the headers of a batch's message, up to its number."""
+    return b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: " % batch.encode()
 
 
 def _command(message: Outgoing, reply: str, more: bytes) -> bytes:
