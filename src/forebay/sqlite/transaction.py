@@ -81,9 +81,12 @@ class SqliteTransaction:
         try:
             cursor.execute(text, bound)
             return [] if cursor.description is None else cursor.fetchall()
-        except sqlite3.Error as error:
-            self._cursor = self._connection.cursor()  # this one may stand at a row that it could not read
-            self._raise(error)
+        except BaseException as error:
+            cursor.close()  # it keeps the statement that failed, and that keeps the database open after its closing
+            self._cursor = self._connection.cursor()
+            if isinstance(error, sqlite3.Error):
+                self._raise(error)
+            raise
 
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Run one statement once per mapping of parameters. Raises as ``execute`` does."""
@@ -108,6 +111,7 @@ class SqliteTransaction:
     def end(self) -> None:
         """Refuse every further statement: the unit of work has returned."""
         self._over = True
+        self._cursor.close()
 
     def _many(self, sql: str, rows: Iterable[Any]) -> None:
         self._check(sql)
