@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import shutil
 import sqlite3
 from functools import partial
@@ -10,14 +12,19 @@ from pathlib import Path
 
 import msgspec
 
+from bench.atomic_batches import pour
 from bench.consumption import NODES, RATE, measure, start_ours, until_all
 from bench.contest import Benchmark, Goal, Measure, Run
 from bench.effects import SqliteEffects, check_once
+from bench.failures import EffectsError
 from bench.fleet import Fleet, fill
 from bench.nodes import EPOCH, table_bytes
 from bench.program import ENVIRONMENT, ROOT
+from bench.resident import idle
 from bench.services.metering import Sized
+from core.archive.places import STEP, catch_up, tail
 from forebay.jetstream.publishing import Outgoing
+from forebay.sqlite import SqliteTransaction
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.service_process import ServiceProcess
 
@@ -25,6 +32,8 @@ MOST = 1_000_000
 """Events of the largest archive unless ``--most`` says otherwise."""
 SEED = 1_024
 """Events that really come into an archive before it is filled; a multiple of the nodes."""
+_ROUNDS = 100
+"""Times ``SEED`` events that are added to an archive in one transaction."""
 EPOCHS = (1, 100, 10_000)
 SIZES = (10, 100, 1_000, 10_000)
 
@@ -33,10 +42,12 @@ SIZE = Measure(name="database in all", unit="MiB", more_is_better=False)
 BYTES = Measure(name="bodies", unit="MB/s")
 
 _ARCHIVED = """
-The archive of this project, which keeps every body with five indexes and an inbox beside them, consumes the next
-events of 64 nodes; columns differ in how many it has by then. The first thousand came as all do; up to the size of
-the column its rows were multiplied by SQL, with the numbers that would have followed, and the inbox's watermarks were
-set to them. Measured from the first of the next events to the last.
+The archive of this project, which keeps every body with its indexes and an inbox beside them, consumes the next
+events of 64 nodes; columns differ in how many it has when the first of them comes. The first thousand came as all do;
+up to the size of the column its rows were multiplied by SQL, with the numbers that would have followed, and the
+inbox's watermarks were set to them. What that wrote is on disk, and what the process does when it starts is done, the
+check of the file included; it is halted while the next events come into the stream, and then goes on. Measured from
+the first of them to the last.
 """
 _EPOCHS = """
 One node sends the same number of events in more and more epochs, as if its store had been opened anew so often; they
@@ -62,10 +73,11 @@ async def archived(before: int, count: int, folder: Path) -> dict[str, float]:
         shutil.rmtree(folder / "nats")
         fleet = Fleet(NODES)
     shutil.copytree(filled, folder / "data")
+    await asyncio.to_thread(os.sync)  # else the first checkpoint waits until the whole copy is on disk
     fleet.skip(rounds * SEED)
     rate = await _consume(fleet.make(count), rounds * SEED, count, folder)
     path = _path(folder)
-    check_once(_numbers(path), range(rounds * SEED + count))
+    check_once(_numbers(path, rounds * SEED), range(rounds * SEED, rounds * SEED + count))
     return {
         RATE.name: rate,
         EVENT.name: table_bytes(path, "archived") / (rounds * SEED + count),
@@ -92,8 +104,13 @@ async def _consume(messages: list[Outgoing], before: int, count: int, folder: Pa
         return core.log.read_text(errors="replace")[-1000:]
 
     try:
-        await fill(server.url, ["archive"], messages, service="*")
+        await fill(server.url, ["archive"], [], service="*")
         core.start()
+        await core.ready()
+        await idle(core.pid)
+        core.pause()
+        await pour(server.url, messages)
+        core.resume()
         took = await until_all(effects, count, said, core.pid, "archive")
         core.stop()
         return took.rate
@@ -112,26 +129,43 @@ def _multiply(database: sqlite3.Connection, rounds: int) -> None:
         " as blob)",
     }
     database.execute("pragma synchronous=off")
+    database.execute("pragma cache_size=-64000")
     database.execute("create temp table seed as select * from archived order by id")
     insert = (
         f"insert into archived ({', '.join(columns)})"
         f" select {', '.join(values.get(column, column) for column in columns)} from seed"
     )
-    with database:
-        for number in range(1, rounds):
-            database.execute(insert, {"round": number})
-        database.execute("update forebay_inbox set watermark = :last", {"last": rounds * SEED // NODES})
+    for number in range(1, rounds):
+        database.execute(insert, {"round": number})
+        if not number % _ROUNDS:  # the log of one transaction would be as large as the archive
+            _index(database)
+    database.execute("update forebay_inbox set watermark = :last", {"last": rounds * SEED // NODES})
+    _index(database)
     database.execute("drop table seed")
     database.execute("pragma wal_checkpoint(truncate)")
+
+
+def _index(database: sqlite3.Connection) -> None:
+    """Let the archive's own indexes follow, as they do, and commit."""
+    database.row_factory = sqlite3.Row
+    tx = SqliteTransaction(database, "")
+    while tail(tx) >= STEP:
+        catch_up(tx)
+    database.commit()
 
 
 def _path(folder: Path) -> Path:
     return folder / "data" / "core" / "archive.db"
 
 
-def _numbers(path: Path) -> list[int]:
+def _numbers(path: Path, before: int) -> list[int]:
+    """Return the numbers of the events behind the first ``before``, which have to be there too."""
     with contextlib.closing(sqlite3.connect(path, timeout=5)) as database:
-        return [int(msgspec.json.decode(body)["number"]) for (body,) in database.execute("select body from archived")]
+        (there,) = database.execute("select count(*) from archived where id <= ?", [before]).fetchone()
+        if there != before:
+            raise EffectsError(f"{there} of the {before} events are left that were archived before")
+        bodies = database.execute("select body from archived where id > ?", [before])
+        return [int(msgspec.json.decode(body)["number"]) for (body,) in bodies]
 
 
 def _in_epochs(epochs: int, count: int) -> list[Outgoing]:

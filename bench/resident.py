@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+
+_BETWEEN = 0.1
+_LITTLE = 0.01
+"""Seconds of processor time that a process may use between two looks, which are ``_BETWEEN`` apart, and be idle."""
+_QUIET = 5
+"""Looks in a row that find it so."""
 
 
 def memory_mib(pid: int) -> float:
@@ -31,6 +39,23 @@ def processor_seconds(pid: int, *, children: bool = False) -> float:
 def running_seconds(pid: int) -> float:
     """Return for how long the threads that a process has now have run, in seconds: exact where ticks are too coarse."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+async def idle(pid: int | None, limit: float = 120.0) -> None:
+    """Wait until a process has nothing to do.
+
+    Raises:
+        RuntimeError: it goes on for longer than ``limit`` seconds.
+    """
+    give_up = time.monotonic() + limit
+    before, quiet = -1.0, 0
+    while quiet < _QUIET:
+        if pid is None or time.monotonic() > give_up:
+            raise RuntimeError(f"process {pid} is not idle after {limit:g} s")
+        now = running_seconds(pid)
+        quiet = quiet + 1 if now - before < _LITTLE else 0
+        before = now
+        await asyncio.sleep(_BETWEEN)
 
 
 class Busy:
