@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,9 @@ RESERVE_SHARE = 0.05
 
 MARGIN = MIB
 """Bytes beside the ballast that have to be free before writes are accepted again; also what a probe asks for."""
+
+LOOK_INTERVAL = 0.1
+"""Seconds between looks at a disk that had room: another program takes little of ``MIN_RESERVE`` meanwhile."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class Disk:
         self._path = path
         self._ballast = path.with_name(f"{path.name}.ballast")
         self._config = config
+        self._looked = 0.0
         self.full = False
         self.low = False
 
@@ -93,8 +98,13 @@ class Disk:
             )
 
     def refusal(self) -> StoreFullError | None:
-        """Look at the disk, and return why nothing new may be written now; None if it may."""
-        if self.full or self._config.reserve != 0:
+        """Return why nothing new may be written now, as far as the last look tells; None if it may.
+
+        Each look gives the interpreter away and waits for it: where groups follow each other, not each has one.
+        """
+        now = time.monotonic()
+        if self.full or self.low or (self._config.reserve != 0 and now >= self._looked + LOOK_INTERVAL):
+            self._looked = now
             self._look()
         if self.full:
             return StoreFullError("the disk is full", hint="free disk space; what is stored goes on draining")

@@ -2,8 +2,8 @@
 
 SQLite can begin the log anew only when nobody reads a snapshot in it. Queries of this process are given a second and
 are ended then. A reader of another process (a backup, a shell) cannot be ended: beside it the log may grow to
-``MOST``, and then nothing more is written until it has gone. So the log has at most ``LIMIT`` bytes and one group of
-units after every group; with readers of other processes, at most ``MOST`` and one group.
+``MOST``, and then nothing more is written until it has gone. So the log has at most ``LIMIT`` bytes and what one group
+of units wrote, or short ones within ``LOOK_INTERVAL``; with readers of other processes, ``MOST`` and as much.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from forebay.errors import StoreBusyError
@@ -32,6 +33,9 @@ READER_GRACE = 1.0
 OUTSIDE_TIMEOUT = 0.2
 """Seconds that one attempt waits for readers of other processes."""
 
+LOOK_INTERVAL = 0.02
+"""Seconds between looks at a log that was short: as long as a group may take. Each look gives the interpreter away."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,18 +46,26 @@ class Log:
         self._path = path.with_name(f"{path.name}-wal")
         self._readers = readers
         self._next = LIMIT
+        self._seen = MOST + 1  # nobody has looked yet
+        self._looked = 0.0
         self._kept = False
 
     @property
     def size(self) -> int:
         """Bytes of the file; 0 where there is none."""
         try:
-            return self._path.stat().st_size
+            self._seen = os.stat(self._path).st_size  # noqa: PTH116 - after every group: Path costs as much again
         except OSError:
-            return 0
+            self._seen = 0
+        return self._seen
 
     def refusal(self, connection: sqlite3.Connection) -> StoreBusyError | None:
-        """Return why nothing may be written now; None if it may."""
+        """Return why nothing may be written now; None if it may.
+
+        Groups make the log long, and ``bound`` looks at it after them: there is no need to look before them, too.
+        """
+        if self._seen <= MOST:
+            return None
         size = self.size
         if size <= MOST or self.restart(connection):
             return None
@@ -63,6 +75,10 @@ class Log:
 
     def bound(self, connection: sqlite3.Connection) -> None:
         """Begin the log anew if it is above its limit; call it between groups. Its file is cut with the next commit."""
+        now = time.monotonic()
+        if self._seen <= LIMIT and now < self._looked + LOOK_INTERVAL:
+            return
+        self._looked = now
         size = self.size
         if size <= LIMIT or (size > self._next and self.restart(connection)):
             self._next = LIMIT
