@@ -10,6 +10,7 @@ from core.archive.conflicts import Conflict, compare, conflicts
 from core.archive.deletions import deleted
 from core.archive.event import INSERT, ArchivedEvent, now, to_row
 from core.archive.export import export_part
+from core.archive.places import keep_up
 from core.archive.queries import Filter, Page, between, latest, one_each, page, scan
 from core.archive.scans import note_scan
 from core.archive.upkeep import INTERVAL, Settings, look_after
@@ -32,6 +33,7 @@ def keep(tx: UnitOfWork, messages: list[Message]) -> None:
     """Keep events, all that came in one batch in one statement."""
     archived_at = now()
     tx.executemany(INSERT, [to_row(message, archived_at) for message in messages])
+    keep_up(tx)
 
 
 archive.repeated(compare)

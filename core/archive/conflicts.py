@@ -8,14 +8,11 @@ import logging
 import msgspec
 
 from core.archive.event import now
+from core.archive.places import archived_at
 from forebay import Message, Transaction, UnitOfWork
 from forebay.envelope import format_time
 
 logger = logging.getLogger(__name__)
-
-_KNOWN = """
-    select id, type, body from archived
-    where epoch = :epoch and sequence = :sequence and node = :node and service = :service"""
 
 
 class Conflict(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,14 +37,14 @@ def compare(tx: UnitOfWork, message: Message) -> None:
     if message.place is None:
         return  # ids of producers without an outbox are theirs to keep unique
     place = message.place
-    known = tx.execute(_KNOWN, epoch=place.epoch, sequence=place.sequence, node=message.node, service=message.service)
-    if not known or (known[0]["type"], known[0]["body"]) == (message.type, message.body):
+    known = archived_at(tx, message.node, message.service, place)
+    if known is None or (known["type"], known["body"]) == (message.type, message.body):
         return
     attributes = msgspec.json.encode(message.attributes).decode() if message.attributes else None
     kept = tx.execute(
         "insert into conflict (archived, digest, type, time, attributes, body, seen_at) values (:archived, :digest,"
         " :type, :time, :attributes, :body, :seen_at) on conflict (digest) do nothing returning 1",
-        archived=known[0]["id"],
+        archived=known["id"],
         digest=hashlib.blake2b(f"{place} {message.type} ".encode() + message.body, digest_size=16).hexdigest(),
         type=message.type,
         time=format_time(message.time),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
+from core.archive import places
 from core.archive.event import ArchivedEvent, from_row, to_delivery
+from core.archive.places import ids_of_node, ids_of_place, indexed_upto
 from forebay import Transaction
 from forebay.delivery import Delivery, Scanned
 from forebay.errors import HeaderError
-from forebay.identity import parse_message_id
+from forebay.identity import MessageId, parse_message_id
 from forebay.protocol.archive import ArchiveQuestion, ScanQuestion
 
 PAGE_BYTES = 8 * 1024 * 1024
@@ -18,6 +21,9 @@ PAGE_BYTES = 8 * 1024 * 1024
 
 CANDIDATES = 100
 """Events with one message id that are looked at, at most."""
+
+_LAST = (1 << 63) - 1
+"""A position behind all others."""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,13 +50,11 @@ def latest(tx: Transaction) -> int:
 
 def page(tx: Transaction, wanted: Filter, after: int, limit: int, upto: int) -> Page:
     """Return up to ``limit`` events archived after the cursor ``after`` (0: from the first), up to ``upto``."""
-    where, params = condition_of(wanted)
-    params |= {"after": after, "upto": upto}
     # The ids come from an index alone, and SQLite knows the length of a body without reading it: a page of large bodies
     # is cut before it is in memory.
-    ids = ids_where(where)
     found = tx.execute(
-        f"select id, length(body) as bytes from archived where id in ({ids}) order by id", limit=limit + 1, **params
+        "select id, length(body) as bytes from archived"
+        f" where id in ({_listed(ids_of(tx, wanted, after, upto, limit + 1))}) order by id"
     )
     count = size = 0
     for row in found[:limit]:
@@ -58,12 +62,45 @@ def page(tx: Transaction, wanted: Filter, after: int, limit: int, upto: int) -> 
         if count and size > PAGE_BYTES:
             break
         count += 1
-    rows = tx.execute(f"select * from archived where id in ({ids}) order by id", limit=count, **params)
+    rows = tx.execute(f"select * from archived where id in ({_listed(row['id'] for row in found[:count])}) order by id")
     return Page([from_row(row) for row in rows], str(rows[-1]["id"]) if len(found) > count else None)
+
+
+def _listed(ids: Iterable[int]) -> str:
+    return ", ".join(map(str, ids)) or "null"
+
+
+def ids_of(tx: Transaction, wanted: Filter, after: int, upto: int, limit: int) -> list[int]:
+    """Return the ids of the first ``limit`` events that are wanted above ``after`` and up to ``upto``, in order."""
+    found: list[int] = []
+    message_id = _message_id(wanted.message_id)
+    by_node = wanted.node if wanted.message_id is None else None
+    if (message_id is not None or by_node is not None) and (indexed := min(upto, indexed_upto(tx))) > after:
+        if by_node is not None:
+            found = ids_of_node(tx, by_node, wanted.service, wanted.type, after, indexed, limit)
+        elif message_id is not None:
+            found = ids_of_place(tx, message_id.epoch, message_id.first, after, indexed)
+            found = _narrowed(tx, found, wanted)[:limit]
+        after = indexed
+    if len(found) < limit and after < upto:
+        where, params = condition_of(wanted)
+        rows = tx.execute(ids_where(where), after=after, upto=upto, limit=limit - len(found), **params)
+        found += [row["id"] for row in rows]
+    return found
+
+
+def _narrowed(tx: Transaction, ids: list[int], wanted: Filter) -> list[int]:
+    """Return the ids of those events that are of the node, the service and the type that are wanted."""
+    where, params = condition_of(msgspec.structs.replace(wanted, message_id=None))
+    rows = tx.execute(f"select id from archived where id in ({_listed(ids)}) and {where} order by id", **params)
+    return [row["id"] for row in rows]
 
 
 def one_each(tx: Transaction, wanted: Filter) -> list[ArchivedEvent]:
     """Return the events with a message id, one per node and service: the first, where a foreign id was used again."""
+    if _message_id(wanted.message_id) is not None:  # two of one producer cannot be
+        ids = _listed(ids_of(tx, wanted, 0, _LAST, CANDIDATES))
+        return [from_row(row) for row in tx.execute(f"select * from archived where id in ({ids}) order by id")]
     where, params = condition_of(wanted)
     rows = tx.execute(
         f"select * from archived where id in (select min(id) from archived where {where} group by node, service)"
@@ -76,9 +113,8 @@ def one_each(tx: Transaction, wanted: Filter) -> list[ArchivedEvent]:
 
 def between(tx: Transaction, question: ArchiveQuestion) -> list[tuple[int, Delivery]]:
     """Return the events of a range of an epoch, ascending, each with its sequence."""
-    rows = tx.execute(
-        "select * from archived where epoch = :epoch and sequence between :first and :last and node = :node"
-        " and service = :service order by sequence limit :limit",
+    rows = places.between(
+        tx,
         epoch=question.epoch,
         first=question.first,
         last=question.last,
@@ -148,6 +184,14 @@ def condition_of(wanted: Filter) -> tuple[str, dict[str, Any]]:
     terms = [f"{name} || '' = :{name}" for name in params]
     term, place = _place(message_id)
     return " and ".join([term, *terms]), {**params, **place}
+
+
+def _message_id(text: str | None) -> MessageId | None:
+    """Return the epoch and sequence that an id has; None for a foreign one, and one that cannot be."""
+    try:
+        return parse_message_id(text) if text is not None else None
+    except HeaderError:
+        return None
 
 
 def _place(text: str) -> tuple[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import msgspec
 
 from core.archive.event import now
 from core.archive.export import Manifest, day_of, read_manifest
+from core.archive.places import forget
 from forebay import Transaction, UnitOfWork
 from forebay.protocol.needs import EpochNeed
 from forebay.sequences import Range, joined
@@ -117,6 +118,7 @@ def delete(tx: UnitOfWork, events: list[Old]) -> None:
     for each in events:
         if each.epoch is not None and each.sequence is not None:
             places.setdefault((each.node, each.service, each.epoch), []).append((each.sequence, each.sequence))
+    forget(tx, [each._asdict() for each in events])
     tx.executemany("delete from archived where id = :id", [{"id": each.id} for each in events])
     for (node, service, epoch), ranges in sorted(places.items()):
         key = {"node": node, "service": service, "epoch": epoch}

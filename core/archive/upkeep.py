@@ -1,4 +1,4 @@
-"""What the archive does by itself beside keeping events: exporting the days that are over, and its retention."""
+"""What the archive does by itself beside keeping events: its indexes, exporting days that are over, its retention."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 
 from core.archive.event import now
 from core.archive.export import DAY, export_part
+from core.archive.places import BACKLOG, STEP, catch_up, drop_wide, has_wide, tail
 from core.archive.queries import latest
 from core.archive.retention import Limits, candidates, delete, epochs_in, unneeded
 from core.archive.scans import scanned_at
@@ -68,11 +69,30 @@ def look_after(at_work: AtWork) -> Work:
         raise ConfigurationError("[archive] keep_bytes is for SQLite files", hint="on PostgreSQL give keep")
 
     async def look() -> bool:
+        await index(at_work)
         await export_days(at_work, limits)
         await trim(at_work, limits)
         return False
 
     return look
+
+
+async def index(at_work: AtWork) -> None:
+    """Bring events into the narrow indexes that came when there were none; then drop those that they replace.
+
+    Raises:
+        StoreError: the database failed.
+    """
+    if not at_work.is_file:
+        return
+    left = await at_work.store.read(tail)
+    if left >= BACKLOG:
+        logger.info("archive.indexing", extra={"events": left})
+        while left >= STEP:
+            left = await at_work.store.write(catch_up)
+            await anyio.sleep(PAUSE)
+    if await at_work.store.read(has_wide) and await at_work.store.write(drop_wide):
+        logger.info("archive.indexed")
 
 
 async def export_days(at_work: AtWork, limits: Limits) -> int:
