@@ -28,10 +28,12 @@ from forebay.sqlite import SqliteTransaction
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.service_process import ServiceProcess
 
-MOST = 1_000_000
+MOST = 10_000_000
 """Events of the largest archive unless ``--most`` says otherwise."""
 SEED = 1_024
 """Events that really come into an archive before it is filled; a multiple of the nodes."""
+TABLES = ("archived", "place", "listed")
+"""What keeps events in the archive's database, their indexes included."""
 _ROUNDS = 100
 """Times ``SEED`` events that are added to an archive in one transaction."""
 EPOCHS = (1, 100, 10_000)
@@ -80,7 +82,7 @@ async def archived(before: int, count: int, folder: Path) -> dict[str, float]:
     check_once(_numbers(path, rounds * SEED), range(rounds * SEED, rounds * SEED + count))
     return {
         RATE.name: rate,
-        EVENT.name: table_bytes(path, "archived") / (rounds * SEED + count),
+        EVENT.name: sum(table_bytes(path, each) for each in TABLES) / (rounds * SEED + count),
         SIZE.name: path.stat().st_size / 2**20,
     }
 
@@ -197,7 +199,7 @@ async def of_size(size: int, count: int, folder: Path) -> dict[str, float]:
 
 def archive(quick: bool, most: int = MOST) -> Benchmark:
     """Return the benchmark of the archive; ``most`` is the number of events of the largest."""
-    count = 1_000 if quick else 40_000
+    count = 1_000 if quick else 80_000
     sizes = [1_000, 3_000] if quick else [10**power for power in range(3, 9) if 10**power <= most]
     columns: dict[str, Run] = {f"{size:,} archived": partial(archived, size, count) for size in sizes}
     first, *others = columns

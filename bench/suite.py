@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one round at small sizes; writes no JSON unless told to")
     parser.add_argument("--rounds", type=int, help=f"of each column ({ROUNDS})")
     parser.add_argument("--only", action="append", choices=list(BENCHMARKS), help="only this one; may be repeated")
-    parser.add_argument("--most", type=int, default=growth.MOST, help="events of the largest archive (1,000,000)")
+    parser.add_argument("--most", type=int, default=growth.MOST, help="events of the largest archive (10,000,000)")
     parser.add_argument(
         "--profile",
         choices=list(PROFILES),
