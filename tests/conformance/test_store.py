@@ -154,6 +154,40 @@ async def test_executemany_runs_once_per_mapping_and_is_undone_as_a_whole(store:
     assert await store.read(names) == ["a", "b"]
 
 
+@pytest.mark.parametrize("count", [0, 1, 299, 300, 301, 1000])
+async def test_insert_many_keeps_every_row_in_its_order(store: Store, count: int) -> None:
+    def unit(tx: Transaction) -> list[tuple[str, int]]:
+        tx.insert_many("item", ("name", "amount"), [(f"{at:04}", 7 * at) for at in range(count)])
+        return [(row["name"], row["amount"]) for row in tx.execute("select name, amount from item order by name")]
+
+    assert await store.write(unit) == [(f"{at:04}", 7 * at) for at in range(count)]
+
+
+@pytest.mark.parametrize("wrong", [0, 299, 300, 699])
+async def test_insert_many_with_a_refused_row_fails_and_its_unit_is_undone(store: Store, wrong: int) -> None:
+    def unit(tx: Transaction) -> None:
+        tx.insert_many("item", ("name", "amount"), [(f"{at}", -1 if at == wrong else 1) for at in range(700)])
+
+    with pytest.raises(ConstraintError):
+        await store.write(unit)
+    assert await store.read(names) == []
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+async def test_insert_many_with_rows_of_another_length_fails_and_moves_no_value_to_the_next_row(
+    store: Store, shift: int
+) -> None:
+    rows: list[tuple[Any, ...]] = [(f"{at}", at) for at in range(600)]
+    rows[10 + shift], rows[11 - shift] = ("10", 10, "11"), (11,)
+
+    def unit(tx: Transaction) -> None:
+        tx.insert_many("item", ("name", "amount"), rows)
+
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each adapter's own: the program is wrong
+        await store.write(unit)
+    assert await store.read(names) == []
+
+
 @pytest.mark.parametrize("statement", ["commit", " -- done\n COMMIT", "rollback", "savepoint x", "/* a */ begin"])
 async def test_a_unit_may_not_control_the_transaction(store: Store, statement: str) -> None:
     def unit(tx: Transaction) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NoReturn
 
 from forebay.errors import StoreError
@@ -18,6 +19,10 @@ _FIRST_WORD = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?\*/)*([a-zA-Z]+
 _REFUSED = frozenset(
     {"ATTACH", "BEGIN", "COMMIT", "DETACH", "END", "PRAGMA", "RELEASE", "ROLLBACK", "SAVEPOINT", "VACUUM"}
 )
+
+VALUES_TOGETHER = 600
+"""Values that one statement inserts. SQLite works without the interpreter's lock, and asks for it again after each
+statement: a thread that inserts row by row beside one that computes waits for it with each row."""
 
 
 @lru_cache(maxsize=1024)
@@ -35,8 +40,9 @@ def _prepared(sql: str) -> tuple[str, Values, bool]:
 
 
 @lru_cache(maxsize=256)
-def _insertion(table: str, columns: tuple[str, ...]) -> str:
-    return f"insert into {table} ({', '.join(columns)}) values ({', '.join('?' * len(columns))})"
+def _insertion(table: str, columns: tuple[str, ...], rows: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    return f"insert into {table} ({', '.join(columns)}) values {', '.join([row] * rows)}"
 
 
 class SqliteTransaction:
@@ -99,9 +105,21 @@ class SqliteTransaction:
     def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows whose values stand in the order of ``columns``. Raises as ``execute`` does.
 
-        Places are bound by their number: a name has to be looked up for every value of every row.
+        Places are bound by their number: a name has to be looked up for every value of every row. Statements have one
+        number of rows, so that each is prepared once; what is left over goes row by row. Rows before one that a
+        constraint refused may be there, to a unit that catches the error.
         """
-        self._many(_insertion(table, tuple(columns)), rows)
+        columns = tuple(columns)
+        together = max(1, VALUES_TOGETHER // len(columns))
+        at = 0
+        while len(rows) - at >= together:
+            part = rows[at : at + together]
+            if set(map(len, part)) != {len(columns)}:
+                break  # one by one it shows which is wrong
+            self._one(_insertion(table, columns, together), list(chain.from_iterable(part)))
+            at += together
+        if at < len(rows):
+            self._many(_insertion(table, columns, 1), rows[at:])
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -112,6 +130,13 @@ class SqliteTransaction:
         """Refuse every further statement: the unit of work has returned."""
         self._over = True
         self._cursor.close()
+
+    def _one(self, sql: str, values: Sequence[Any]) -> None:
+        self._check(sql)
+        try:
+            self._connection.execute(sql, values)
+        except sqlite3.Error as error:
+            self._raise(error)
 
     def _many(self, sql: str, rows: Iterable[Any]) -> None:
         self._check(sql)
