@@ -18,7 +18,7 @@ VARIABLE = "FOREBAY_CRASH_AT"
 
 POINTS = {
     "write.begun": "the transaction of a group is open, no unit has run",
-    "write.unit-kept": "a unit of work has run and its savepoint is released",
+    "write.unit-kept": "a unit of work has run, and the next one of its group has not",
     "write.committing": "before COMMIT",
     "write.committed": "after COMMIT, before any answer",
     "write.answered": "the answers are handed to the event loop",

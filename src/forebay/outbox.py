@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time as wall
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -54,6 +55,16 @@ _ANY = """
       and exists (select 1 from forebay_outbox r where r.epoch = e.id
                     and r.sequence > case when e.epoch = :epoch then :sequence else 0 end)
     limit 1"""
+
+_TABLES = ("forebay_outbox", "forebay_epoch", "forebay_origin")
+"""What ``Outbox.flush`` writes, and what a ``Tail`` was read from."""
+
+
+@lru_cache(maxsize=1024)
+def names_outbox(sql: str) -> bool:
+    """Whether a statement may be about the outbox's tables."""
+    lowered = sql.lower()
+    return any(table in lowered for table in _TABLES)
 
 
 class Outbox:

@@ -16,11 +16,16 @@ from forebay.envelope import Message, format_time
 from forebay.errors import ConfigurationError
 from forebay.event import Event, key_of
 from forebay.identity import Place
-from forebay.outbox import Outbox
+from forebay.outbox import Outbox, names_outbox
+from forebay.together import Together
 from forebay.transaction import Row, Store, Transaction
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+MOST_TOGETHER = 200
+"""Events of one lane that units of work leave to the end of their transaction."""
 
 
 class Trace(NamedTuple):
@@ -48,7 +53,9 @@ class UnitOfWork:
         self.execute = tx.execute  # type: ignore[method-assign]  # handlers run a statement for each event: one call less
         self._trace = trace
         self._outbox = outbox
-        self._tails: Tails = {}
+        join: Callable[[], Together | None] | None = getattr(tx, "join", None)
+        self._together = join() if join is not None else None
+        self._tails: Tails = {} if self._together is None else self._together.join(outbox.flush)
         self._cause: Message | None = None
         self._deadline: str | None = None
         self._caused: dict[str, int] = {}
@@ -77,14 +84,17 @@ class UnitOfWork:
             ConstraintError: a constraint of the schema refused it.
             StoreError: the database failed; the whole unit of work is undone.
         """
+        self._settle(sql)
         return self._tx.execute(sql, **params)
 
     def executemany(self, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Run one statement once per mapping; see ``Transaction.executemany``."""
+        self._settle(sql)
         self._tx.executemany(sql, rows)
 
     def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows whose values stand in the order of ``columns``; see ``Transaction.insert_many``."""
+        self._settle(table)
         self._tx.insert_many(table, columns, rows)
 
     def emit(self, event: Event, *, time: datetime | None = None, cause: Message | None = None) -> str:
@@ -179,7 +189,10 @@ class UnitOfWork:
 
     def append(self, draft: Draft) -> str:
         """Write an event of a form of its own (the gateway's clients' events) and return its message id."""
-        return str(self._outbox.append(self._tx, self._tails, draft))
+        place = self._outbox.append(self._tx, self._tails, draft)
+        if self._together is not None:
+            self._together.changed = True
+        return str(place)
 
     def extend(self, lane: str, entries: Sequence[Entry]) -> Place:
         """Write many events at once, made with ``drafts.entry``; return the first one's place, from which they run on.
@@ -187,6 +200,8 @@ class UnitOfWork:
         Raises:
             BudgetSpentError, ConfigurationError: see ``Outbox.extend``.
         """
+        if self._together is not None:
+            self._together.changed = True
         return self._outbox.extend(self._tx, self._tails, lane, entries)
 
     def because_of(self, message: Message | None) -> None:
@@ -205,9 +220,21 @@ class UnitOfWork:
         self._deadline = f"{instance}/{round(deadline.timestamp() * 1000)}"
 
     def flush(self) -> None:
-        """Write what was emitted; the store calls it when the unit has returned."""
-        self._outbox.flush(self._tx, self._tails)
-        self._tails = {}
+        """Write what was emitted; the store calls it when the unit has returned.
+
+        Units that share a transaction leave it to its end, unless it is much: then it goes as fast by itself, and the
+        group's time is known.
+        """
+        if self._together is None:
+            self._outbox.flush(self._tx, self._tails)
+            self._tails = {}
+        elif any(len(tail.rows) > MOST_TOGETHER for tail in self._tails.values()):
+            self._together.settle(self._tx)
+
+    def _settle(self, sql: str) -> None:
+        """Write what the units before have emitted where a statement is about the outbox's own tables."""
+        if self._together is not None and names_outbox(sql):
+            self._together.settle(self._tx)
 
     def _traced(self, cause: Message | None) -> Extra:
         traceparent, tracestate = (cause.traceparent, cause.tracestate) if cause else self._trace

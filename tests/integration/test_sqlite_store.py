@@ -343,8 +343,28 @@ async def test_a_failing_savepoint_keeps_nothing_of_its_group(open_store: Open) 
     statements = Statements()
     store = await open_store(connect=statements)
     statements.fail = failing("RELEASE")
+
+    def fails(tx: Transaction) -> None:
+        put(tx)
+        raise LookupError
+
+    results = await gathered(store, put, fails, put)
+    assert [type(result) for result in results] == [StoreError] * 3
+    assert all("the transaction failed" in str(result) for result in results)
+    assert await store.write(put) == 1
+
+
+async def test_a_failing_rollback_of_a_unit_alone_keeps_nothing_of_it(open_store: Open) -> None:
+    statements = Statements()
+    store = await open_store(connect=statements)
+    statements.fail = failing("ROLLBACK")
+
+    def fails(tx: Transaction) -> None:
+        put(tx)
+        raise LookupError
+
     with pytest.raises(StoreError, match="the transaction failed"):
-        await store.write(put)
+        await store.write(fails)
     assert await store.write(put) == 1
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from forebay.errors import StoreError
 from forebay.sqlite.failures import mapped, primary_code
 from forebay.sqlite.parameters import Values, numbered
+from forebay.together import Together
 from forebay.transaction import Row
 
 _FIRST_WORD = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?\*/)*([a-zA-Z]+)", re.DOTALL)
@@ -26,10 +27,14 @@ statement: a thread that inserts row by row beside one that computes waits for i
 
 
 @lru_cache(maxsize=1024)
+def _first_word(sql: str) -> str:
+    match = _FIRST_WORD.match(sql)
+    return match[1].upper() if match else ""
+
+
 def refused_word(sql: str) -> str | None:
     """Return the statement's first word in upper case if only the store itself may run it, else None."""
-    match = _FIRST_WORD.match(sql)
-    word = match[1].upper() if match else ""
+    word = _first_word(sql)
     return word if word in _REFUSED else None
 
 
@@ -46,7 +51,7 @@ def _insertion(table: str, columns: tuple[str, ...], rows: int) -> str:
 
 
 class SqliteTransaction:
-    """Implements ``forebay.transaction.Transaction``: a savepoint of the writer's group, or a reader's snapshot.
+    """Implements ``forebay.transaction.Transaction``: a unit's part of the writer's group, or a reader's snapshot.
 
     After a ``StoreError`` it is spent: SQLite may have left the transaction, and the next statement would commit by
     itself. A caught ``ConstraintError`` undoes its statement alone.
@@ -54,17 +59,22 @@ class SqliteTransaction:
     Attributes:
         opening: names the opening of the database that this transaction belongs to (32 hex digits).
         failure: the ``StoreError`` that spent it; the unit fails even if it caught the error.
+        wrote: whether it may have changed something: it ran a statement that was no SELECT.
     """
 
-    __slots__ = ("_connection", "_cursor", "_over", "_writes", "failure", "opening")
+    __slots__ = ("_connection", "_cursor", "_over", "_together", "_unsettled", "_writes", "failure", "opening", "wrote")
 
-    def __init__(self, connection: sqlite3.Connection, opening: str, *, writes: bool = True) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, opening: str, *, writes: bool = True, together: Together | None = None
+    ) -> None:
         self._connection = connection
         self._cursor = connection.cursor()
         self._writes = writes
+        self._together = self._unsettled = together
         self._over = False
         self.opening = opening
         self.failure: StoreError | None = None
+        self.wrote = False
 
     def execute(self, sql: str, **params: Any) -> list[Row]:
         """Run one statement with ``:name`` parameters and return all its rows (none for a plain write).
@@ -76,7 +86,8 @@ class SqliteTransaction:
             sqlite3.Error: the statement is wrong (syntax, a missing table, a missing parameter).
         """
         text, values, refused = _prepared(sql)
-        if refused or self.failure is not None or self._over or not self._connection.in_transaction:
+        seen = self.wrote and self._unsettled is None  # what a first look is for, as the store does not do it each time
+        if refused or not seen or self.failure is not None or self._over or not self._connection.in_transaction:
             self._check(sql)
         bound: Any = params
         try:
@@ -121,9 +132,18 @@ class SqliteTransaction:
         if at < len(rows):
             self._many(_insertion(table, columns, 1), rows[at:])
 
+    def join(self) -> Together | None:
+        """Return what this unit's group writes together; whoever takes it settles it before reading what it is about.
+
+        A unit that does not ask for it finds everything written. None: the unit writes for itself.
+        """
+        self._unsettled = None
+        return self._together
+
     @property
     def connection(self) -> sqlite3.Connection:
         """The connection below, for the store's own work."""
+        self.wrote = True
         return self._connection
 
     def end(self) -> None:
@@ -152,10 +172,16 @@ class SqliteTransaction:
             raise RuntimeError("the transaction is over: use it only inside the function that got it")
         if not self._connection.in_transaction:
             raise StoreError("the database rolled the whole transaction back")
-        if word := refused_word(sql):
+        word = _first_word(sql)
+        if word in _REFUSED:
             raise ValueError(
                 f"a unit of work may not run {word}: the store begins, commits and sets up its connections itself"
             )
+        if self._unsettled is not None:
+            together, self._unsettled = self._unsettled, None
+            together.settle(self)
+        if word != "SELECT":
+            self.wrote = True
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
         known = mapped(error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from forebay.errors import ConfigurationError, OutcomeUnknownError, StoreError
@@ -69,6 +70,14 @@ def count(tx: Transaction, unit: int) -> int:
     )
 
 
+def groups(units: int) -> Iterator[range]:
+    """Return the units that are written at the same time: one, two, three, and so on again."""
+    at, size = 0, 1
+    while at < units:
+        yield range(at, min(units, at + size))
+        at, size = at + size, size % 3 + 1
+
+
 async def work(path: Path, journal: Journal, units: int) -> None:
     books = outbox()
     sqlite = await SqliteStore.open(path, migrations=migrations())
@@ -76,19 +85,21 @@ async def work(path: Path, journal: Journal, units: int) -> None:
         await sqlite.write(books.bind, STORE_ID)
         store = UnitStore(sqlite, books)
         written: list[str] = []
-        for unit in range(units):
-            try:
-                ids = await store.write(record, unit)
-            except OutcomeUnknownError:
-                journal.say("unknown", unit)
-                continue
-            except StoreError:
-                journal.say("refused", unit)
-                continue
-            journal.say("ack", unit, *ids)
-            written += ids
-            with contextlib.suppress(StoreError):
-                journal.say("read", unit, await store.read(count, unit))
+        for group in groups(units):
+            results = await asyncio.gather(*(store.write(record, unit) for unit in group), return_exceptions=True)
+            for unit, result in zip(group, results, strict=True):
+                match result:
+                    case OutcomeUnknownError():
+                        journal.say("unknown", unit)
+                    case StoreError():
+                        journal.say("refused", unit)
+                    case BaseException():
+                        raise result
+                    case _:
+                        journal.say("ack", unit, *result)
+                        written += result
+                        with contextlib.suppress(StoreError):
+                            journal.say("read", unit, await store.read(count, unit))
         if written:
             epoch, _, last = written[len(written) // 2].partition("-")
             with contextlib.suppress(StoreError):
