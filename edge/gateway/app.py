@@ -7,7 +7,9 @@ again. They are remembered for seven days (``MEMORY``).
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import repeat
 from typing import Any
 
@@ -71,8 +73,19 @@ async def take_events(request: Request[Any, Any, Any], store: UnitStore, setting
     if len(body) < ASIDE:
         arrivals = read(headers, body, settings.lane_of)
     else:
-        arrivals = await asyncio.to_thread(read, headers, body, settings.lane_of)
+        loop = asyncio.get_running_loop()
+        arrivals = await loop.run_in_executor(_aside(), read, headers, body, settings.lane_of)
     return await take(store, arrivals)
+
+
+@cache
+def _aside() -> ThreadPoolExecutor:
+    """Return the one thread on which large bodies are decoded, one after the other.
+
+    Two that share the interpreter end at the same time, and are then written at the same time, while nothing is
+    decoded. One after the other, the second is decoded while the first is written.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="gateway-reader")
 
 
 async def take(store: UnitStore, arrivals: Arrivals) -> Accepted:

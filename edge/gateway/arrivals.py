@@ -8,9 +8,10 @@ what is rare, and says what is wrong. Both ways give the same rows, which a test
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
+from itertools import repeat
 from typing import Annotated, Literal
 
 import msgspec
@@ -22,13 +23,13 @@ from edge.gateway.cloudevents import (
     MAX_DEPTH,
     ClientEvent,
     Headers,
-    content_of,
     content_type_of,
+    contents_of,
     events_of,
     read_event,
     read_structured,
 )
-from forebay.drafts import MAX_EVENT_BYTES, Entry, Extra, encoded, entry, extra_of
+from forebay.drafts import MAX_EVENT_BYTES, Entry, Extra, all_encoded, encoded, entries, extra_of
 from forebay.envelope import JSON as DEFAULT_TYPE
 from forebay.envelope import format_time
 from forebay.json_body import JSON, UNREADABLE, media_type_of
@@ -39,6 +40,12 @@ MAX_EVENTS = 10_000
 
 MAX_NAMED_ID = 64
 """Bytes of an id that stands in its name; of a longer one a digest does."""
+
+_SHALLOW = 2 * MAX_DEPTH
+"""Bytes of data that cannot be nested too deep: each level has a bracket at either end."""
+
+_FEW_CHARACTERS = MAX_ATTRIBUTE_BYTES // 12
+"""Of all attributes, percent-encoded they are not too many: one has up to four bytes, each of them three characters."""
 
 _NOT_A_NAME = re.compile(r"[^a-z0-9]")
 
@@ -123,10 +130,24 @@ def read(headers: Headers, body: bytes, lane_of: Callable[[str], str]) -> Arriva
         detail = f"the request has {len(raws)} events, the limit is {MAX_EVENTS}: send several requests"
         raise ProblemError(413, phrase(413), detail)
     reader = _Reader(lane_of, many=True)
-    for at, raw in enumerate(raws):
-        if not reader.add_plain(raw):
-            reader.add(read_structured(raw, f"[{at}]"))
+    _read_part(reader, raws, 0)
     return reader.arrivals
+
+
+def _read_part(reader: _Reader, raws: Sequence[msgspec.Raw | bytes], first: int) -> None:
+    """Read a part of a request, which begins with its event of that number; halve it until what is not plain is alone.
+
+    Raises:
+        ProblemError: see ``read_structured``.
+    """
+    if not raws or reader.add_plain(raws):
+        return
+    if len(raws) == 1:
+        reader.add(read_structured(raws[0], f"[{first}]"))
+        return
+    half = len(raws) // 2
+    _read_part(reader, raws[:half], first)
+    _read_part(reader, raws[half:], first + half)
 
 
 class _Reader:
@@ -136,33 +157,45 @@ class _Reader:
         self.arrivals = Arrivals(many)
         self._lane_of = lane_of
         self._now = format_time(datetime.now(UTC))
-        self._types: dict[str, tuple[str, str]] = {}
+        self._kinds: dict[str, str] = {}
+        self._lanes: dict[str, str] = {}
         self._sources: dict[str, bytes] = {}
 
-    def add_plain(self, raw: msgspec.Raw | bytes) -> bool:
-        """Add a plain event; return False for any other, and wherever there is a doubt."""
+    def add_plain(self, raws: Sequence[msgspec.Raw | bytes]) -> bool:
+        """Add events if all are plain; return False where one is not, and wherever there is a doubt.
+
+        Each step is done for all events before the next one: most of what is left is then the decoder's and the
+        encoder's own time.
+        """
         try:
-            event = _PLAIN.decode(raw)
-            body = bytes(event.data)
-            value = _DATA.decode(body)
-        except UNREADABLE:
+            events = list(map(_PLAIN.decode, raws))
+            bodies = [bytes(event.data) for event in events]
+            values = list(map(_DATA.decode, bodies))
+            times = [None if event.time is None else format_time(event.time) for event in events]
+        except (*UNREADABLE, OverflowError):
             return False
-        if len(body) > MAX_EVENT_BYTES or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        if any(len(body) > _SHALLOW and not _is_plain_data(body) for body in bodies):
             return False
-        name, source, kind, key = event.id, event.source, event.type, event.partitionkey
-        others = event.others()
-        # What is printable has no control characters.
-        if not f"{name}{source}{kind}{key}{''.join(others.values())}".isprintable():
+        names, sources = [event.id for event in events], [event.source for event in events]
+        types, keys = [event.type for event in events], [event.partitionkey for event in events]
+        others = [event.others() for event in events]
+        said = [*names, *sources, *types, *filter(None, keys)]
+        said += [value for each in others if each for value in each.values()]
+        if not "".join(said).isprintable():  # what is printable has no control characters
             return False
-        extra = encoded(Extra(id=name, source=source, attributes=others))
-        if 12 * (len(extra) + len(kind) + len(key or "")) > MAX_ATTRIBUTE_BYTES:
-            return False  # percent-encoded they may be too many: a character has up to four bytes, each of them three
+        extras = all_encoded(
+            [
+                Extra(id=name, source=source, attributes=each)
+                for name, source, each in zip(names, sources, others, strict=True)
+            ]
+        )
+        if max(map(len, extras)) + max(map(len, types)) + max(len(key or "") for key in keys) > _FEW_CHARACTERS:
+            return False
         try:
-            time = None if event.time is None else format_time(event.time)
-            content = content_of(kind, time, key, JSON, others, value)
+            contents = contents_of(list(zip(types, times, keys, repeat(JSON), others, values, strict=False)))
         except OverflowError:
             return False
-        self._add(source, name, content, kind, time, key, extra, body)
+        self._add(sources, names, contents, types, times, keys, extras, bodies)
         return True
 
     def add(self, event: ClientEvent) -> None:
@@ -170,31 +203,44 @@ class _Reader:
         # What is the default is left out by identity, not by equality.
         content_type = DEFAULT_TYPE if event.content_type == DEFAULT_TYPE else event.content_type
         extra = Extra(id=event.id, source=event.source, content_type=content_type, attributes=event.attributes)
-        self._add(event.source, event.id, event.content, event.type, event.time, event.key, encoded(extra), event.body)
+        self._add(
+            [event.source],
+            [event.id],
+            [event.content],
+            [event.type],
+            [event.time],
+            [event.key],
+            [encoded(extra)],
+            [event.body],
+        )
 
     def _add(
         self,
-        source: str,
-        name: str,
-        content: bytes,
-        type: str,  # noqa: A002 - the attribute's name
-        time: str | None,
-        key: str | None,
-        extra: str,
-        body: bytes,
+        sources: Sequence[str],
+        names: Sequence[str],
+        contents: Sequence[bytes],
+        types: Sequence[str],
+        times: Sequence[str | None],
+        keys: Sequence[str | None],
+        extras: Sequence[str],
+        bodies: Sequence[bytes],
     ) -> None:
-        known = self._types.get(type)
-        if known is None:
-            known = self._types[type] = kind_of(type), self._lane_of(type)
-        prefix = self._sources.get(source)
-        if prefix is None:
-            prefix = self._sources[source] = blake2b(source.encode(), digest_size=16).digest()
-        kind, lane = known
-        arrivals = self.arrivals
-        arrivals.entries.append(entry(kind, type, key, time or self._now, None, extra, body))
-        arrivals.names.append(prefix + _short(name.encode()))
-        arrivals.contents.append(content)
-        arrivals.lanes.append(lane)
+        for each in set(types) - self._kinds.keys():
+            self._kinds[each], self._lanes[each] = kind_of(each), self._lane_of(each)
+        for each in set(sources) - self._sources.keys():
+            self._sources[each] = blake2b(each.encode(), digest_size=16).digest()
+        arrivals, now = self.arrivals, self._now
+        arrivals.names += [
+            self._sources[source] + _short(name.encode()) for source, name in zip(sources, names, strict=True)
+        ]
+        arrivals.contents += contents
+        arrivals.lanes += map(self._lanes.__getitem__, types)
+        kinds = map(self._kinds.__getitem__, types)
+        arrivals.entries += entries(kinds, types, keys, [time or now for time in times], extras, bodies)
+
+
+def _is_plain_data(body: bytes) -> bool:
+    return len(body) <= MAX_EVENT_BYTES and body.count(b"{") + body.count(b"[") <= MAX_DEPTH
 
 
 def kind_of(event_type: str) -> str:

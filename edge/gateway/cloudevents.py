@@ -104,29 +104,30 @@ def read_event(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> ClientEve
     return _binary(headers, content_type, body)
 
 
-def content_of(
-    type: str,  # noqa: A002 - the attribute's name
-    time: str | None,
-    key: str | None,
-    content_type: str,
-    others: Mapping[str, str],
-    data: Any,
-) -> bytes:
-    """Return a digest of all that an event says beside its source and id: the same in every mode.
+Said = tuple[str, str | None, str | None, str, Mapping[str, str], Any]
+"""All that an event says beside its source and id: type, time in UTC, partitionkey, datacontenttype, its other
+attributes in the order of their names, and its data, decoded."""
 
-    Args:
-        type: the attribute.
-        time: the attribute, in UTC.
-        key: the attribute ``partitionkey``.
-        content_type: the attribute ``datacontenttype``.
-        others: its other attributes, in the order of their names.
-        data: its data, decoded.
-    """
-    said = type, time, key, content_type, others, data
+
+def content_of(said: Said) -> bytes:
+    """Return a digest of all that an event says beside its source and id: the same in every mode."""
     try:
         text = _SAID.encode(said)
     except OverflowError:  # an integer beyond 64 bits, which the standard library's encoder has
         text = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+    return _digest(text)
+
+
+def contents_of(said: list[Said]) -> list[bytes]:
+    """Return what ``content_of`` does, for many events: in a list, as msgspec 0.22 never frees what ``zip`` gives it.
+
+    Raises:
+        OverflowError: there is an integer beyond 64 bits.
+    """
+    return list(map(_digest, _SAID.encode_lines(said).split(b"\n")[:-1]))
+
+
+def _digest(text: bytes) -> bytes:
     return blake2b(text, digest_size=16).digest()
 
 
@@ -230,7 +231,7 @@ def _checked(attributes: dict[str, str], body: bytes, *, where: str, prefix: str
         content_type=content_type,
         attributes=others,
         body=body,
-        content=content_of(attributes["type"], time, key, content_type, others, value),
+        content=content_of((attributes["type"], time, key, content_type, others, value)),
     )
 
 

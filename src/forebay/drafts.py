@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -88,6 +89,26 @@ def entry(
     return kind, type, key, time, cause, extra, body, ROW_BYTES + len(body) + metadata
 
 
+def entries(
+    kinds: Iterable[str],
+    types: Iterable[str],
+    keys: Iterable[str | None],
+    times: Iterable[str],
+    extras: Iterable[str | None],
+    bodies: Iterable[bytes],
+) -> list[Entry]:
+    """Return the entries of many events without a cause, in their order. Raises as ``entry`` does."""
+    return [
+        # What is above a limit, or is longer in bytes than in characters, is counted by ``entry``.
+        (kind, type_, key, time, None, extra, body, ROW_BYTES + len(body) + size)
+        if len(body) <= MAX_EVENT_BYTES
+        and (texts := f"{kind}{type_}{key or ''}{extra or ''}").isascii()
+        and (size := len(texts)) <= MAX_METADATA_BYTES
+        else entry(kind, type_, key, time, None, extra, body)
+        for kind, type_, key, time, extra, body in zip(kinds, types, keys, times, extras, bodies, strict=True)
+    ]
+
+
 def entry_of(draft: Draft) -> Entry:
     """Return a draft's entry. Raises as ``entry`` does."""
     extra = None if draft.extra is NO_EXTRA or draft.extra == NO_EXTRA else encoded(draft.extra)
@@ -97,6 +118,11 @@ def entry_of(draft: Draft) -> Entry:
 def encoded(extra: Extra) -> str:
     """Return what stands in the column ``extra``."""
     return _EXTRA.encode(extra).decode()
+
+
+def all_encoded(extras: Sequence[Extra]) -> list[str]:
+    """Return what stands in the column ``extra``, for many events."""
+    return _EXTRA.encode_lines(extras).decode().split("\n")[: len(extras)]
 
 
 def extra_of(entry: Entry) -> Extra:

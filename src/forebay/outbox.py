@@ -56,6 +56,9 @@ _ANY = """
                     and r.sequence > case when e.epoch = :epoch then :sequence else 0 end)
     limit 1"""
 
+_BYTES_AT_ONCE = 1024 * 1024
+"""About how many bytes of rows are handed to the database at once: it may keep them until the next come."""
+
 _TABLES = ("forebay_outbox", "forebay_epoch", "forebay_origin")
 """What ``Outbox.flush`` writes, and what a ``Tail`` was read from."""
 
@@ -195,7 +198,9 @@ class Outbox:
     def _write(self, tx: Transaction, tail: Tail) -> None:
         if not tail.rows:
             return
-        tx.insert_many("forebay_outbox", COLUMNS, tail.rows)
+        at_once = max(1, len(tail.rows) * _BYTES_AT_ONCE // max(tail.size, 1))
+        for at in range(0, len(tail.rows), at_once):
+            tx.insert_many("forebay_outbox", COLUMNS, tail.rows[at : at + at_once])
         tx.execute("update forebay_epoch set last = :last where id = :id", last=tail.last, id=tail.epoch_id)
         tx.execute(
             "update forebay_origin set bytes = bytes + :size, written = written + :count, clock = :clock"

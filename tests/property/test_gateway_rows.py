@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,9 +18,11 @@ from edge.gateway.arrivals import Arrivals, _Reader, read
 from edge.gateway.cloudevents import read_structured
 from forebay import Transaction
 from forebay.drafts import COLUMNS
+from forebay.problems import ProblemError
 from forebay.testing.stores import opened
 
 HEADERS = [(b"content-type", b"application/cloudevents-batch+json")]
+LINES = [(b"content-type", b"application/x-ndjson")]
 
 TEXT = st.text(max_size=8) | st.sampled_from(["", "a\x00b", "\x9f", "€", "😀", " ", "\u00a0", "x" * 100, "é" * 3000])
 TIME = st.sampled_from(
@@ -82,11 +85,50 @@ def test_a_plain_event_becomes_the_row_that_careful_reading_makes_of_it(event: d
     raw = msgspec.json.encode(event)
     quick, careful = _Reader(lane_of, many=True), _Reader(lane_of, many=True)
     careful._now = quick._now
-    if quick.add_plain(raw):
+    if quick.add_plain([raw]):
         careful.add(read_structured(raw, "[0]"))
         assert quick.arrivals == careful.arrivals
     else:
         assert quick.arrivals == Arrivals(many=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(EVENT, max_size=9))
+def test_a_batch_is_judged_as_its_events_are_one_after_the_other(events: list[dict[str, Any]]) -> None:
+    raws = [msgspec.json.encode(event) for event in events]
+    careful = _Reader(lane_of, many=True)
+    wrong = None
+    for at, raw in enumerate(raws):
+        try:
+            careful.add(read_structured(raw, f"[{at}]"))
+        except ProblemError as error:
+            wrong = error.status, error.detail, error.field
+            break
+    for headers, body in ((HEADERS, b"[" + b",".join(raws) + b"]"), (LINES, b"\n".join(raws))):
+        refused = found = None
+        try:
+            found = read(headers, body, lane_of)
+        except ProblemError as error:
+            refused = error.status, error.detail, error.field
+        assert refused == wrong
+        if found is not None:
+            careful.arrivals.entries = [  # one without a time has that of its arrival
+                (*row[:3], found.entries[at][3] if events[at].get("time") is None else row[3], *row[4:])
+                for at, row in enumerate(careful.arrivals.entries)
+            ]
+            assert found == careful.arrivals
+
+
+def test_reading_batches_keeps_nothing_of_them() -> None:
+    event = {"specversion": "1.0", "source": "s", "type": "t", "time": "2026-03-01T12:00:00.5Z", "data": {"a": [1.5]}}
+
+    def objects(first: int) -> int:
+        read(HEADERS, msgspec.json.encode([{**event, "id": f"{at}"} for at in range(first, first + 500)]), lane_of)
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = objects(0)
+    assert objects(500) - before < 400  # not one for each event
 
 
 # One content for each id: whoever sends it again repeats it.

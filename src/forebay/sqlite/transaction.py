@@ -21,9 +21,12 @@ _REFUSED = frozenset(
     {"ATTACH", "BEGIN", "COMMIT", "DETACH", "END", "PRAGMA", "RELEASE", "ROLLBACK", "SAVEPOINT", "VACUUM"}
 )
 
-VALUES_TOGETHER = 600
-"""Values that one statement inserts. SQLite works without the interpreter's lock, and asks for it again after each
-statement: a thread that inserts row by row beside one that computes waits for it with each row."""
+ROWS_TOGETHER = (500, 50, 5)
+"""Rows that one statement inserts. SQLite works without the interpreter's lock, and the thread asks for it again after
+each statement: one that inserts row by row beside one that computes waits for it with each row."""
+
+MOST_VALUES = 20_000
+"""Values of one statement; SQLite takes 32,766 unless it is built otherwise."""
 
 
 @lru_cache(maxsize=1024)
@@ -116,20 +119,17 @@ class SqliteTransaction:
     def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows whose values stand in the order of ``columns``. Raises as ``execute`` does.
 
-        Places are bound by their number: a name has to be looked up for every value of every row. Statements have one
-        number of rows, so that each is prepared once; what is left over goes row by row. Rows before one that a
-        constraint refused may be there, to a unit that catches the error.
+        Places are bound by their number: a name has to be looked up for every value of every row. Statements have few
+        numbers of rows, so that each is prepared once; the values of the last one stay in memory with it. Rows before
+        one that a constraint refused may be there, to a unit that catches the error.
         """
-        columns = tuple(columns)
-        together = max(1, VALUES_TOGETHER // len(columns))
-        at = 0
-        while len(rows) - at >= together:
-            part = rows[at : at + together]
-            if set(map(len, part)) != {len(columns)}:
-                break  # one by one it shows which is wrong
-            self._one(_insertion(table, columns, together), list(chain.from_iterable(part)))
-            at += together
-        if at < len(rows):
+        columns, at = tuple(columns), 0
+        for together in ROWS_TOGETHER if set(map(len, rows)) == {len(columns)} else ():
+            while len(rows) - at >= together and together * len(columns) <= MOST_VALUES:
+                values = list(chain.from_iterable(rows[at : at + together]))
+                self._one(_insertion(table, columns, together), values)
+                at += together
+        if at < len(rows):  # of another length, it shows which is wrong
             self._many(_insertion(table, columns, 1), rows[at:])
 
     def join(self) -> Together | None:
