@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal, get_args
 
 import msgspec
@@ -38,6 +39,7 @@ _SIZE = re.compile(r"([0-9]{1,12})\s*(B|KiB|MiB|GiB|TiB)?")
 _UNITS = {None: 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 
 
+@lru_cache(maxsize=256)  # a lane's budget is asked with each event
 def parse_size(value: str | int, what: str) -> int:
     """Read a size in bytes: a number, or ``"64MiB"``.
 

@@ -161,9 +161,10 @@ class Outbox:
         tail = self._tail(tx, tails, lane, "")
         known, first = self.lanes[lane], Place(tail.epoch, tail.last + 1)
         size = sum(entry[-1] for entry in entries)
-        if tail.bytes + tail.size + size > known.drop_from_bytes:
-            self._shed(tx, tail, known, tail.bytes + tail.size + size - known.drop_from_bytes, "")
-        lacking = tail.bytes + tail.size + size - known.drop_from_bytes
+        limit = known.drop_from_bytes
+        if tail.bytes + tail.size + size > limit:
+            self._shed(tx, tail, known, tail.bytes + tail.size + size - limit, "")
+        lacking = tail.bytes + tail.size + size - limit
         if lacking <= 0:
             self._take(tx, tail, entries, size)
         elif known.drops:

@@ -23,6 +23,7 @@ from forebay.backup import finish_restore
 from forebay.errors import ConfigurationError
 from forebay.identity import CORE, checked_name
 from forebay.jetstream.connection import Connection, ConnectionConfig
+from forebay.joining import JoiningProtocol
 from forebay.link import Link
 from forebay.project import LoadedService, Project
 from forebay.running import RunningService
@@ -180,6 +181,7 @@ async def run_process(config: ProcessConfig, project: Project, services: Sequenc
                 dated,
                 host=config.host,
                 port=config.port,
+                http=JoiningProtocol,
                 ws="none",
                 interface="asgi3",
                 proxy_headers=False,
