@@ -50,12 +50,16 @@ class UnitOfWork:
         self.settings = settings
         """The service's own, of the type that it declares."""
         self._tx = tx
-        self.execute = tx.execute  # type: ignore[method-assign]  # handlers run a statement for each event: one call less
         self._trace = trace
         self._outbox = outbox
         join: Callable[[], Together | None] | None = getattr(tx, "join", None)
         self._together = join() if join is not None else None
-        self._tails: Tails = {} if self._together is None else self._together.join(outbox.flush)
+        self._tails: Tails = {}
+        if self._together is None:
+            # A unit alone has nothing to settle, and a consumer's handlers run a statement for each event: one call less.
+            self.execute = tx.execute  # type: ignore[method-assign]
+        else:
+            self._tails = self._together.join(outbox.flush)
         self._cause: Message | None = None
         self._deadline: str | None = None
         self._caused: dict[str, int] = {}
