@@ -56,7 +56,7 @@ class UnitOfWork:
         self._together = join() if join is not None else None
         self._tails: Tails = {}
         if self._together is None:
-            # A unit alone has nothing to settle, and a consumer's handlers run a statement for each event: one call less.
+            # There is nothing to settle, and a consumer's handlers run a statement for each event: one call less.
             self.execute = tx.execute  # type: ignore[method-assign]
         else:
             self._tails = self._together.join(outbox.flush)

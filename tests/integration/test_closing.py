@@ -220,7 +220,7 @@ async def held_above(node: RunningService, audit: RunningService, hole: range, l
     assert publisher is not None
     publish = publisher.publish
 
-    async def stolen(messages: Any, *, atomic: bool = True) -> list[Any]:
+    async def stolen(messages: Any, *, atomic: bool = True, **_: object) -> list[Any]:
         from forebay.jetstream.publishing import Stored
 
         passed = [each for each in messages if place_of(each.headers["Nats-Msg-Id"]).sequence not in hole]

@@ -237,7 +237,7 @@ async def test_held_events_are_said_and_not_confirmed(nats_server: NatsServer, t
             assert publisher is not None
             publish = publisher.publish
 
-            async def stolen(messages: Sequence[Outgoing], *, atomic: bool = True) -> list[Any]:
+            async def stolen(messages: Sequence[Outgoing], *, atomic: bool = True, **_: object) -> list[Any]:
                 # Under any suffix: the node soon notices that the reader has read past it, and sends it again.
                 passed = [each for each in messages if place_of(each.headers["Nats-Msg-Id"]).sequence != 3]
                 outcomes = iter(await publish(passed, atomic=atomic))
