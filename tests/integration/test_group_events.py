@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -59,17 +59,28 @@ class Watched:
     def __call__(self, *args: Any, **kwargs: Any) -> sqlite3.Connection:
         watched = self
 
+        class Cursor(sqlite3.Cursor):
+            def execute(self, sql: str, *parameters: Any) -> Self:
+                watched.note(sql)
+                return super().execute(sql, *parameters)
+
         class Connection(sqlite3.Connection):
+            def cursor(self, *_: Any) -> sqlite3.Cursor:  # type: ignore[override]
+                return super().cursor(Cursor)
+
             def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-                watched.noted.append(sql)
-                if watched.times and sql.startswith(watched.fail):
-                    watched.times -= 1
-                    error = sqlite3.OperationalError("disk I/O error")
-                    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
-                    raise error
+                watched.note(sql)
                 return super().execute(sql, *parameters)
 
         return sqlite3.connect(*args, factory=Connection, **kwargs)
+
+    def note(self, sql: str) -> None:
+        self.noted.append(sql)
+        if self.times and sql.startswith(self.fail):
+            self.times -= 1
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
 
     def count(self, what: str) -> int:
         return sum(sql.startswith(what) for sql in self.noted)
