@@ -4,8 +4,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+import uvloop
 
 from forebay.errors import LinkError, NotPermittedError, PublishRefusedError
+from forebay.jetstream.client import BrokerClient
 from forebay.jetstream.connection import Connection, ConnectionConfig
 from forebay.jetstream.outage import Outage, OutageConfig
 from forebay.jetstream.replies import Incoming
@@ -174,3 +176,22 @@ def test_delays_are_short_at_first_grow_and_start_over_only_after_a_stable_conne
     backoff.connected()
     now = 80.0
     assert all(backoff.delay() <= 0.8 for _ in range(50))
+
+
+def test_a_connection_that_closes_in_the_middle_of_a_call_is_lost_under_uvloop_too(tmp_path: Path) -> None:
+    async def ignored(_: Exception | None = None) -> None:
+        """Nothing is told."""
+
+    async def run() -> None:
+        async with started(NatsServer(tmp_path)) as server:
+            client = BrokerClient()
+            config = ConnectionConfig(servers=[server.url], name="n", inbox_prefix="_INBOX_n")
+            await client.login(config, server.url, on_error=ignored, on_gone=ignored)
+            writer: asyncio.StreamWriter = getattr(client._transport, "_io_writer")  # noqa: B009 - mypy knows no private ones
+            writer.transport.abort()
+            await asyncio.sleep(0)  # it is closed, and the read loop has not seen it yet
+            with pytest.raises(ConnectionResetError, match="the connection was lost"):
+                await client.flush()
+            client.abort()
+
+    uvloop.run(run())

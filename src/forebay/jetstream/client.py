@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ class ConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BrokerClient(Client):
-    """nats-py's client, with two changes.
+    """nats-py's client, with three changes.
 
     By itself it learns from the broker's first INFO alone how large a message may be. That one says what the server
     takes. What a user's account takes stands in a second one, which comes after the login (seen with nats-server 2.15
-    and users of JWTs). And messages go straight from the parser to plain functions, see ``listen``.
+    and users of JWTs). And messages go straight from the parser to plain functions, see ``listen``. What is lost in the
+    middle of a call is an ``OSError`` on every event loop.
     """
 
     def __init__(self) -> None:
@@ -79,6 +81,11 @@ class BrokerClient(Client):
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
+    async def flush(self, timeout: int = 10) -> None:  # noqa: ASYNC109 - nats-py's
+        """Wait until the broker has read all that was sent; raises as nats-py does, and ``OSError``."""
+        with _closed_is_lost():
+            await super().flush(timeout)
+
     async def login(
         self,
         config: ConnectionConfig,
@@ -88,22 +95,23 @@ class BrokerClient(Client):
         on_gone: Callable[[], Awaitable[None]],
     ) -> None:
         """Connect once; what nats-py raises is for the caller."""
-        await self.connect(
-            servers=[server],
-            name=config.name,
-            allow_reconnect=False,
-            max_reconnect_attempts=1,
-            reconnect_time_wait=0,
-            connect_timeout=config.connect_timeout,  # type: ignore[arg-type]
-            ping_interval=config.ping_interval,  # type: ignore[arg-type]
-            max_outstanding_pings=2,
-            pending_size=-1,
-            inbox_prefix=config.inbox_prefix,
-            user_credentials=str(config.credentials) if config.credentials else None,
-            error_cb=on_error,
-            disconnected_cb=on_gone,
-            closed_cb=on_gone,
-        )
+        with _closed_is_lost():
+            await self.connect(
+                servers=[server],
+                name=config.name,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=config.connect_timeout,  # type: ignore[arg-type]
+                ping_interval=config.ping_interval,  # type: ignore[arg-type]
+                max_outstanding_pings=2,
+                pending_size=-1,
+                inbox_prefix=config.inbox_prefix,
+                user_credentials=str(config.credentials) if config.credentials else None,
+                error_cb=on_error,
+                disconnected_cb=on_gone,
+                closed_cb=on_gone,
+            )
 
     def abort(self) -> None:
         """Drop what a frozen broker holds: nats-py's close waits for a socket that will not take its last bytes."""
@@ -114,3 +122,15 @@ class BrokerClient(Client):
         writer = getattr(getattr(self, "_transport", None), "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
+
+
+@contextmanager
+def _closed_is_lost() -> Iterator[None]:
+    """Raise ``ConnectionResetError`` where uvloop raises ``RuntimeError``: its transport was closed since.
+
+    asyncio's own transport says nothing then, and the broker's answer does not come.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionResetError(f"the connection was lost: {error}") from error
