@@ -36,7 +36,8 @@ from forebay.identity import Place
 from forebay.intent_box import leave_file
 from forebay.intents import RebuildProjection
 from forebay.jetstream.connection import Connection, ConnectionConfig
-from forebay.jetstream.publishing import Outgoing, Publisher, Stored
+from forebay.jetstream.outcomes import Stored
+from forebay.jetstream.publishing import Outgoing, Publisher
 from forebay.jetstream.topology import apply_topology, consumer_spec, desired
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.service_process import ServiceProcess

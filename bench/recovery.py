@@ -27,7 +27,8 @@ from bench.peers.report import Machine, machine
 from forebay import Event, Lane, Service, UnitOfWork
 from forebay.gaps import holes
 from forebay.jetstream.connection import Connection, ConnectionConfig
-from forebay.jetstream.publishing import Outgoing, Stored
+from forebay.jetstream.outcomes import Stored
+from forebay.jetstream.publishing import Outgoing
 from forebay.jetstream.topology import apply_topology, consumer_spec, desired
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer

@@ -12,7 +12,8 @@ import msgspec
 
 from forebay.backoff import Backoff
 from forebay.identity import Place
-from forebay.jetstream.publishing import MAX_BATCH, OF_ITSELF, Denied, Outcome, Refused, Stored
+from forebay.jetstream.outcomes import OF_ITSELF, Denied, Outcome, Refused, Stored
+from forebay.jetstream.publishing import MAX_BATCH
 from forebay.lanes import Frames
 from forebay.packets import Packet, Room
 from forebay.protocol.forwards import Forwards

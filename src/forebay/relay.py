@@ -22,7 +22,8 @@ from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.forwarding import LaneState
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Outcome, Prepared, Publisher, Refused, Stored, Uncertain
+from forebay.jetstream.outcomes import Outcome, Refused, Stored, Uncertain
+from forebay.jetstream.publishing import Prepared, Publisher
 from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.link import Link

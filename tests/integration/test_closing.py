@@ -221,7 +221,7 @@ async def held_above(node: RunningService, audit: RunningService, hole: range, l
     publish = publisher.publish
 
     async def stolen(messages: Any, *, atomic: bool = True, **_: object) -> list[Any]:
-        from forebay.jetstream.publishing import Stored
+        from forebay.jetstream.outcomes import Stored
 
         passed = [each for each in messages if place_of(each.headers["Nats-Msg-Id"]).sequence not in hole]
         outcomes = iter(await publish(passed, atomic=atomic))

@@ -14,7 +14,8 @@ from forebay import Lane, Message, Service, UnitOfWork
 from forebay.consumer import Consumer
 from forebay.jetstream.connection import Connection, ConnectionConfig
 from forebay.jetstream.outage import OutageConfig
-from forebay.jetstream.publishing import Publisher, Stored, Uncertain
+from forebay.jetstream.outcomes import Stored, Uncertain
+from forebay.jetstream.publishing import Publisher
 from forebay.jetstream.streams import api_request, stream_state
 from forebay.jetstream.topology import apply_topology, consumer_spec, desired
 from forebay.running import RunningService

@@ -23,7 +23,8 @@ from forebay.envelope import format_time
 from forebay.errors import LinkError
 from forebay.identity import Place, parse_message_id, partition_of
 from forebay.jetstream.connection import Connection, ConnectionConfig
-from forebay.jetstream.publishing import Outgoing, Publisher, Stored
+from forebay.jetstream.outcomes import Stored
+from forebay.jetstream.publishing import Outgoing, Publisher
 from forebay.jetstream.streams import api_request, stream_state
 from forebay.jetstream.topology.confirmed_by import KEY, parse
 from forebay.protocol.confirmation import ConfirmedBy

@@ -17,7 +17,8 @@ from forebay.consumer import Consumer
 from forebay.errors import StoreError
 from forebay.identity import partition_of
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Outgoing, Publisher, Stored
+from forebay.jetstream.outcomes import Stored
+from forebay.jetstream.publishing import Outgoing, Publisher
 from forebay.jetstream.streams import api_request, consumer_info, stream_state
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer

@@ -8,7 +8,8 @@ import pytest
 from forebay.errors import LinkError, TopologyError
 from forebay.identity import partition_of
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Denied, NotSent, Outgoing, Publisher, Refused, Stored, Uncertain
+from forebay.jetstream.outcomes import Denied, NotSent, Refused, Stored, Uncertain
+from forebay.jetstream.publishing import Outgoing, Publisher
 from forebay.jetstream.streams import api_request, stream_state
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import connected, create_stream, messages, started

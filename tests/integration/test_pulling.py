@@ -5,7 +5,8 @@ import pytest
 
 from forebay.errors import TopologyError
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.publishing import Publisher, Stored
+from forebay.jetstream.outcomes import Stored
+from forebay.jetstream.publishing import Publisher
 from forebay.jetstream.pulling import ROOM, Delivery, Pull
 from forebay.jetstream.streams import api_request, consumer_info
 from forebay.testing.nats_server import NatsServer

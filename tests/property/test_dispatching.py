@@ -19,7 +19,8 @@ from forebay import Command, Lane, UnitOfWork, UnitStore
 from forebay.command import Destination
 from forebay.destinations import DestinationConfirming, Destinations
 from forebay.dispatching import CommandRelay
-from forebay.jetstream.publishing import Denied, Outcome, Outgoing, Stored, Uncertain
+from forebay.jetstream.outcomes import Denied, Outcome, Stored, Uncertain
+from forebay.jetstream.publishing import Outgoing
 from forebay.outbox import Outbox
 from forebay.registry import known, note_registered, remove_node
 from forebay.scripts import MigrationSet

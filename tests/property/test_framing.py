@@ -18,7 +18,8 @@ from forebay import Event, Lane, UnitOfWork
 from forebay.envelope import Message, decode_message, identify
 from forebay.frame import decode_frame, identify_frame
 from forebay.identity import parse_message_id
-from forebay.jetstream.publishing import NotSent, Outcome, Outgoing, Refused, Stored, Uncertain, encode_head
+from forebay.jetstream.outcomes import NotSent, Outcome, Refused, Stored, Uncertain
+from forebay.jetstream.publishing import Outgoing, encode_head
 from forebay.lanes import Frames
 from forebay.outbox import Outbox
 from forebay.relay import Relay

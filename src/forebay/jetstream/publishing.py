@@ -14,10 +14,24 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import anyio
-import msgspec
 
 from forebay.errors import LinkError, NotPermittedError
 from forebay.jetstream.connection import MESSAGE_TOO_LARGE, Connection, Incoming, Subscription
+from forebay.jetstream.outcomes import (
+    BATCH_INCOMPLETE,
+    NO_BATCHES,
+    TOO_MANY_BATCHES,
+    NotSent,
+    Outcome,
+    PubAck,
+    Refused,
+    Stored,
+    Uncertain,
+    is_wall,
+    read_ack,
+    refused_by,
+    verdict,
+)
 from forebay.jetstream.replies import Replies
 
 logger = logging.getLogger(__name__)
@@ -36,11 +50,6 @@ BATCH_HEADERS = 128
 
 _FRAMING = len(b"NATS/1.0\r\n\r\n")
 """Bytes that the server counts to a message's headers beside them."""
-
-OF_ITSELF = frozenset({10054, 10097})
-"""Codes that concern a message whatever the others meet: its size, the size of its headers."""
-
-_WRONG_STREAM, _IN_FLIGHT, _NO_BATCHES, _BATCH_INCOMPLETE, _TOO_MANY_BATCHES = 10060, 10158, 10174, 10176, 10199
 
 
 class Outgoing(NamedTuple):
@@ -72,63 +81,10 @@ class Prepared(NamedTuple):
     largest: int
 
 
-class Stored(NamedTuple):
-    """The broker says that it has the message, at this sequence; as ``duplicate`` it had its id before."""
-
-    sequence: int
-    duplicate: bool
-
-
-class Refused(NamedTuple):
-    """The broker said no: ``code`` is its ``err_code``, or 503 where no stream takes the subject.
-
-    ``of_stream``: it concerns the stream (full, another one, gone) and would meet any message; else this one alone.
-    """
-
-    code: int
-    description: str
-    of_stream: bool = False
-
-
-class Uncertain(NamedTuple):
-    """No answer came: the message may be stored, may be stored later, or not at all."""
-
-    why: str
-
-
-class Denied(NamedTuple):
-    """The credentials do not allow the subject."""
-
-    subject: str
-    why: str
-
-
-class NotSent(NamedTuple):
-    """Nothing that could be stored was sent: there was no connection, or an earlier message met a wall."""
-
-    why: str
-
-
-Outcome = Stored | Refused | Uncertain | Denied | NotSent
-
-
 class _Next(Enum):
     AGAIN = auto()
     SINGLES = auto()
     SINGLES_AFTER_LOSS = auto()
-
-
-class _ApiError(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _PubAck(msgspec.Struct):
-    seq: int = 0
-    duplicate: bool = False
-    count: int = 0
-    error: _ApiError | None = None
 
 
 def encode_head(headers: Mapping[str, str]) -> bytes:
@@ -140,7 +96,6 @@ def encode_head(headers: Mapping[str, str]) -> bytes:
 
 
 _LINE_BREAKS = re.compile(r"[\r\n]+")
-_decode_ack = msgspec.json.Decoder(_PubAck).decode
 
 
 class Publisher:
@@ -251,7 +206,7 @@ class Publisher:
             fitting = [message for message, fit in zip(chunk, fits, strict=True) if fit]
             largest = max((size for size, fit in zip(sizes, fits, strict=True) if fit), default=0)
             roomy = limit is None or largest + BATCH_HEADERS <= limit
-            if any(map(_is_wall, outcomes[-MAX_BATCH:])):
+            if any(map(is_wall, outcomes[-MAX_BATCH:])):
                 found: list[Outcome] = [NotSent("an earlier message was not stored")] * len(fitting)
             elif atomic and roomy and len(fitting) > 1 and self._takes_batches:
                 found = await self._batch(fitting)
@@ -316,8 +271,8 @@ class Publisher:
         if refusal:
             return refusal
         self._batches_proven = True
-        ack = _read(result)
-        if not isinstance(ack, _PubAck) or ack.count != count:
+        ack = read_ack(result)
+        if not isinstance(ack, PubAck) or ack.count != count:
             return _Next.SINGLES_AFTER_LOSS
         return [Stored(ack.seq - count + number, duplicate=False) for number in range(1, count + 1)]
 
@@ -329,14 +284,14 @@ class Publisher:
             return [Uncertain(str(result)), *[NotSent("the batch was not taken up")] * (count - 1)]
         if not result.body and not result.status:
             return None
-        ack = _read(result)
-        code = ack.error.err_code if isinstance(ack, _PubAck) and ack.error else 0
-        if code == _NO_BATCHES:
+        ack = read_ack(result)
+        code = ack.error.err_code if isinstance(ack, PubAck) and ack.error else 0
+        if code == NO_BATCHES:
             self._no_batches_in, self._batches_proven = self._connection.generation, False
             return _Next.SINGLES
-        if code in (_BATCH_INCOMPLETE, _TOO_MANY_BATCHES):
+        if code in (BATCH_INCOMPLETE, TOO_MANY_BATCHES):
             return _Next.AGAIN
-        refused = _refused(ack)
+        refused = refused_by(ack)
         if refused is None:
             return None
         return [refused] * count if refused.of_stream else _Next.SINGLES
@@ -350,8 +305,8 @@ class Publisher:
             nonlocal wall
             self._slots.release()
             if not answer.cancelled():
-                outcome = outcomes.setdefault(index, _verdict(answer.result(), messages[index].subject))
-                if _is_wall(outcome) or (messages[index].divisible and isinstance(outcome, Refused)):
+                outcome = outcomes.setdefault(index, verdict(answer.result(), messages[index].subject))
+                if is_wall(outcome) or (messages[index].divisible and isinstance(outcome, Refused)):
                     wall = wall or "an earlier message was not stored"
 
         try:
@@ -401,37 +356,3 @@ def _command(message: Outgoing, reply: str, more: bytes) -> bytes:
     return b"HPUB %b %b %d %d\r\nNATS/1.0\r\n%b\r\n%b\r\n" % (
         message.subject.encode(), reply.encode(), size, size + len(message.body), head, message.body
     )  # fmt: skip
-
-
-def _is_wall(outcome: Outcome) -> bool:
-    return not isinstance(outcome, Stored) and not (isinstance(outcome, Refused) and not outcome.of_stream)
-
-
-def _verdict(result: Incoming | LinkError, subject: str) -> Outcome:
-    if isinstance(result, NotPermittedError):
-        return Denied(subject, str(result))
-    if isinstance(result, LinkError):
-        return Uncertain(str(result))
-    ack = _read(result)
-    if isinstance(ack, _PubAck) and ack.error is not None and ack.error.err_code == _IN_FLIGHT:
-        return Uncertain(ack.error.description)
-    return _refused(ack) or (Stored(ack.seq, ack.duplicate) if isinstance(ack, _PubAck) else Uncertain(str(ack)))
-
-
-def _read(result: Incoming | LinkError) -> _PubAck | LinkError:
-    if isinstance(result, LinkError):
-        return result
-    if result.status:
-        description = result.headers.get("Description") or "no stream takes this subject"
-        return _PubAck(error=_ApiError(result.status, result.status, description))
-    try:
-        return _decode_ack(result.body)
-    except msgspec.MsgspecError:
-        return LinkError("the broker's acknowledgement cannot be read")
-
-
-def _refused(ack: _PubAck | LinkError) -> Refused | None:
-    if isinstance(ack, LinkError) or ack.error is None:
-        return None
-    code = ack.error.err_code or ack.error.code
-    return Refused(code, ack.error.description, of_stream=ack.error.code >= 500 or code == _WRONG_STREAM)
