@@ -28,7 +28,7 @@ COLUMNS: dict[str, tuple[Run, set[str]]] = {
     "consumption": (partial(consumption.measure, SINGLE_HANDLER, 300, False), {RATE, "processor"}),
     "scaling": (
         partial(scaling.measure, 2, 200),
-        {RATE, "consumers", "PostgreSQL", "broker", "machine busy"},
+        {RATE, "consumers", "PostgreSQL", "broker", "all three", "machine busy"},
     ),
     "relay": (partial(draining.relayed, backlog.SINGLE, 300, "2m"), {RATE}),
     "limit": (partial(draining.poured, 1_300, "2m"), {RATE}),
