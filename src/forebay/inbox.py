@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -68,7 +68,7 @@ class Ahead(NamedTuple):
     others: list[tuple[str, str, Row]]
 
 
-def look_ahead(tx: Transaction, deliveries: Iterable[Delivery]) -> Ahead:
+def look_ahead(tx: Transaction, deliveries: Sequence[Delivery]) -> Ahead:
     """Read what the inbox will be asked for when these deliveries are taken.
 
     In a transaction before the one that takes them this is for the partition's one reader alone (S7): until it commits
@@ -114,7 +114,7 @@ class Inbox:
         self._looked: set[Met] = set()
         self._detailed: set[tuple[str, str, str]] = set()
 
-    def expect(self, deliveries: Iterable[Delivery], ahead: Ahead | None = None) -> None:
+    def expect(self, deliveries: Sequence[Delivery], ahead: Ahead | None = None) -> None:
         """Know at once what ``of`` will be asked for; what is not foreseen is read when it is met.
 
         Args:

@@ -27,8 +27,10 @@ def decode_usual(subject: str, plain: Plain, body: bytes, stored_at: datetime) -
 
     What it returns is what ``decode_message`` returns of the event's identity.
     """
-    message_id, epoch, sequence, id_, source, type_, time, content_type, key, lane, prev, hlc, *caused = plain
-    cause, traceparent, tracestate = caused
+    (
+        message_id, epoch, sequence, id_, source, type_, time, content_type, key, lane, prev, hlc, cause, traceparent,
+        tracestate,
+    ) = plain  # fmt: skip
     try:
         node, service, kind, own = _source_of(subject)
         before, at = prev_of(prev), parse_time(time)

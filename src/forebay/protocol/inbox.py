@@ -177,9 +177,8 @@ class OriginInbox:
             return False
         if state.prev is not None and not self._reached(state.prev):
             return False
-        for each in self.epochs.values():
-            if each.passed.ranges or each.dropped or each.withheld:
-                return False
+        if self._waits():
+            return False
         state.passed.watermark = sequence
         state.changed = True
         return True
@@ -271,14 +270,8 @@ class OriginInbox:
 
     def due(self) -> Step | None:
         """Return what may be passed now, or None; pass it before asking again."""
-        # Asked after every event, of a node that was restarted ten thousand times too: what was found to have nothing
-        # above its watermark, the first so many, is not looked at again until something comes there.
-        if self._calm == len(self.epochs):
+        if not self._waits():
             return None
-        for state in islice(self.epochs.values(), self._calm, None):
-            if state.passed.ranges or state.dropped or state.withheld:
-                break
-            self._calm += 1
         for epoch, state in islice(self.epochs.items(), self._calm, None):
             if (state.passed.ranges or state.dropped or state.withheld) and self._reached(state.prev):
                 following = state.passed.watermark + 1
@@ -289,6 +282,18 @@ class OriginInbox:
                 if following in state.withheld:
                     return Step(Due.WITHHELD, epoch, following, following, state.withheld[following])
         return None
+
+    def _waits(self) -> bool:
+        """Whether anything is known of places above a watermark."""
+        # Asked with every event, of a node that was restarted ten thousand times too: what was found to have nothing
+        # above its watermark, the first so many, is not looked at again until something comes there.
+        if self._calm == len(self.epochs):
+            return False
+        for state in islice(self.epochs.values(), self._calm, None):
+            if state.passed.ranges or state.dropped or state.withheld:
+                return True
+            self._calm += 1
+        return False
 
     def skip(self, epoch: str, upto: int) -> None:
         """Pass the places above the watermark up to ``upto`` without their events: they are missing.
