@@ -45,7 +45,8 @@ async def test_every_write_takes_effect_once_and_in_order_under(name: str, seed:
 @pytest.mark.parametrize("name", GROUPS)
 async def test_every_write_takes_effect_once_and_in_order_under_each_of(name: str, seed: int, tmp_path: Path) -> None:
     """The same under faults that are near each other, one after the other; the campaign takes each by itself."""
-    assert await _break(name, TOGETHER[name], seed, tmp_path, requests=20) > 100
+    requests = 20 * len(TOGETHER[name]) + 10  # in each round, and at the end; each is at least an event, often more
+    assert await _break(name, TOGETHER[name], seed, tmp_path, requests=20) >= requests
 
 
 async def test_a_process_may_end_at_any_crash_point(seed: int, tmp_path: Path) -> None:
