@@ -9,7 +9,7 @@ import pytest
 
 from forebay import Message, UnitOfWork, packing
 from forebay import frame as framing
-from forebay.calls import BATCH_BYTES
+from forebay.calls import BATCH_BYTES, BATCH_EVENTS
 from forebay.committing import Committing
 from forebay.delivery import Delivery
 from forebay.drafts import MAX_EVENT_BYTES
@@ -324,6 +324,23 @@ async def test_a_batch_handler_gets_no_more_bytes_at_once_than_fit_into_memory(t
 
     assert sum(got) == 6 * 16 * len(large)
     assert max(got) < BATCH_BYTES + MAX_EVENT_BYTES
+
+
+async def test_a_batch_handler_gets_about_a_thousand_events_at_a_time(tmp_path: Path, stream: Stream) -> None:
+    """What it reaches is still near in memory then; it is not what arrived together that counts."""
+    got: list[int] = []
+
+    def keep(_: UnitOfWork, messages: list[Message]) -> None:
+        got.append(len(messages))
+
+    everything = Handlers()
+    everything.add_everything(keep)
+    frame = BATCH_EVENTS * 2 // 5
+    frames = [stream.frame(several(stream, first, first + frame - 1)) for first in range(1, 6 * frame, frame)]
+    async with opened(tmp_path / "all.db", "all", everything, []) as core:
+        await core.take(frames)
+
+    assert got == [3 * frame, 3 * frame]
 
 
 async def test_a_frame_that_the_commit_finds_at_fault_is_tried_event_by_event(core: Core, stream: Stream) -> None:
