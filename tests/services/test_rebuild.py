@@ -16,7 +16,7 @@ import pytest
 from bench.journey import Sale, load_slice
 from bench.rebuild import CONSUMERS, Fleet, connected, expected, read_model
 from contracts.till import SaleRecorded
-from core.archive.app import archive
+from core.archive.event import INSERT, now, to_row
 from forebay import Message, Service, UnitOfWork, running
 from forebay.crash_points import POINTS
 from forebay.intent_box import leave_file
@@ -39,6 +39,18 @@ NEWER = {"forebay": 10, "sales": 2, "archive": 3}
 
 CRASHES = [point for point in POINTS if point.startswith("rebuild.")]
 """All of a rebuild, in its order; no other test with real processes takes them."""
+
+
+def old_archive() -> Service:
+    """The archive of the older release: its indexes were SQLite's alone, and nothing is kept up."""
+    archive = Service("archive")
+
+    @archive.every
+    def keep(tx: UnitOfWork, messages: list[Message]) -> None:
+        archived_at = now()
+        tx.executemany(INSERT, [to_row(message, archived_at) for message in messages])
+
+    return archive
 
 
 def old_sales() -> Service:
@@ -74,11 +86,11 @@ def old_migrations(name: str, folder: Path, to: Path) -> Path:
 
 
 @asynccontextmanager
-async def old_release(connection: Connection, folder: Path, data: Path) -> AsyncIterator[RunningService]:
-    """Run archive and sales as the older release did; yields the sales."""
+async def old_release(connection: Connection, folder: Path, data: Path) -> AsyncIterator[list[RunningService]]:
+    """Run archive and sales as the older release did; yields the two."""
     services = [
         RunningService(declared, "core", data / "core" / f"{declared.name}.db", connection, {})
-        for declared in (archive, old_sales())
+        for declared in (old_archive(), old_sales())
     ]
     try:
         for each in services:
@@ -87,7 +99,7 @@ async def old_release(connection: Connection, folder: Path, data: Path) -> Async
         async with anyio.create_task_group() as tasks:
             for each in services:
                 await each.start(tasks)
-            yield services[1]
+            yield services
             tasks.cancel_scope.cancel()
     finally:
         for each in services:
@@ -111,11 +123,13 @@ async def test_a_new_release_rebuilds_an_old_read_model_though_it_is_killed_arou
         engine = old_migrations("forebay", ROOT / "src" / "forebay" / "migrations", tmp_path)
         with monkeypatch.context() as older:
             older.setattr(running, "ENGINE", MigrationSet("forebay", engine))
-            async with old_release(connection, tmp_path, data) as service:
+            async with old_release(connection, tmp_path, data) as (archive, sold_before):
                 await fleet.publish(first)
 
                 async def all_there() -> bool:
-                    return await rows(service.store, "select sales from store_total") == [(len(first),)]
+                    totals = await rows(sold_before.store, "select sales from store_total")
+                    archived = await rows(archive.store, "select count(*) as events from archived")
+                    return (totals, archived) == ([(len(first),)], [(len(first),)])
 
                 await eventually(all_there)
 
