@@ -102,12 +102,16 @@ async def test_samples_that_go_in_frames_take_effect_one_by_one(seed: int, tmp_p
         await system.workload.round(60)
         system.links["house-1"].heal()
         await system.drain()
-        stored = json.loads(await system.api("STREAM.INFO.EVENTS"))["state"]["messages"]
+        only = json.dumps({"subjects_filter": "evt.*.house-1.meter.>"}).encode()
+        subjects = json.loads(await system.api("STREAM.INFO.EVENTS", only))["state"]["subjects"]
         system.stop()
         outcome = judge(system.history("frames"), tmp_path)
     assert not outcome.violations, f"seed {seed}: {summary(outcome.violations)}"
     lanes = Counter(write.lane for write in outcome.history.writes)
-    assert lanes["ledger"] <= stored < lanes["ledger"] + lanes["telemetry"] / 2
+    stored = {subject.rpartition(".")[2]: messages for subject, messages in subjects.items()}
+    assert set(stored) == {"reading-taken", "sampled"}
+    assert lanes["ledger"] <= stored["reading-taken"]
+    assert stored["sampled"] < lanes["telemetry"] / 2
 
 
 async def _restart_time(system: System, edge: ServiceProcess) -> float:
