@@ -1,6 +1,7 @@
 """A real broker per test, and one database server for all of them, each on a free loopback port."""
 
-from collections.abc import AsyncIterator, Iterator
+import traceback
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,26 @@ from tests import stores
 # How long an example takes says how busy the machine is; every test has a time limit of its own.
 settings.register_profile("forebay", deadline=None)
 settings.load_profile("forebay")
+
+
+def _innermost(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _innermost(each)
+    else:
+        yield error
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say what is at the bottom of task groups: of ten in each other, pytest shows no more than their frames."""
+    report = yield
+    if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, BaseExceptionGroup):
+        told = ["".join(traceback.format_exception(each)) for each in _innermost(call.excinfo.value)]
+        report.sections.append(("innermost", "\n".join(told)))
+    return report
 
 
 @pytest.fixture
