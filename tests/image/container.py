@@ -113,9 +113,9 @@ class Container:
 
     @property
     def pid(self) -> int:
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        children = self._children()
         assert len(children) == 1, f"{children}; {self.log.read_text()}"
-        return int(children[0])
+        return children[0]
 
     @property
     def resident(self) -> float:
@@ -182,8 +182,16 @@ class Container:
 
     def kill(self) -> None:
         """End it whatever it does."""
-        self._process.kill()
+        children = self._children() if self._process.poll() is None else []
+        for child in children:  # it ends with its parent only as long as its user does not change
+            os.kill(child, signal.SIGKILL)
+        if not children:
+            self._process.kill()
         self._process.wait()
+
+    def _children(self) -> list[int]:
+        found = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        return [int(each) for each in found.split()]
 
     def _env(self) -> Sequence[str]:
         folder = self.image.config["WorkingDir"]

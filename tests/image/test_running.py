@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 import yaml
@@ -160,6 +161,14 @@ async def test_the_root_is_read_only_and_the_user_is_nobody_special(
             assert "Read-only file system" in node.run("touch", path).stderr
         assert node.run("touch", "/data/x").returncode == 0
         node.stop()
+
+
+async def test_nothing_is_left_of_a_container_that_is_killed(edge: Image, tmp_path: Path) -> None:
+    with started(edge, edge.volume(tmp_path / "data"), settings={"FOREBAY_NODE": "store-1"}) as node:
+        await node.answers("/livez")
+        process = anyio.Path(f"/proc/{node.pid}")
+        assert await process.exists()
+    assert not await process.exists()
 
 
 async def test_the_command_line_works_in_the_container(edge: Image, tmp_path: Path) -> None:
