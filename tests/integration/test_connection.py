@@ -195,3 +195,33 @@ def test_a_connection_that_closes_in_the_middle_of_a_call_is_lost_under_uvloop_t
             client.abort()
 
     uvloop.run(run())
+
+
+@pytest.mark.parametrize("call", ["publish", "send", "subscribe"])
+def test_whatever_is_sent_over_a_connection_that_has_just_closed_meets_a_lost_one_under_uvloop(
+    tmp_path: Path, call: str
+) -> None:
+    """nats-py's own task ends where it writes to a closed transport, and from then on whoever sends writes himself."""
+
+    async def send_one(connection: Connection) -> None:
+        if call == "publish":
+            await connection.publish("some.thing", b"body")
+        elif call == "send":
+            await connection.send(b"PUB some.thing 4\r\nbody\r\n")
+        else:
+            await connection.subscribe("some.thing", lambda _: None)
+
+    async def run() -> None:
+        async with started(NatsServer(tmp_path)) as server, connected(server.url) as connection:
+            client = connection._client
+            writer: asyncio.StreamWriter = getattr(getattr(client, "_transport"), "_io_writer")  # noqa: B009 - as above
+            writer.transport.abort()
+            await send_one(connection)  # wakes that task
+            await asyncio.sleep(0)
+            if call == "subscribe":
+                await send_one(connection)  # it is bound with the next connection
+            else:
+                with pytest.raises(LinkError, match="the connection was lost"):
+                    await send_one(connection)
+
+    uvloop.run(run())

@@ -81,6 +81,17 @@ class BrokerClient(Client):
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        try:  # where its own task has met the closed transport, nats-py writes here: in each publish and subscribe
+            return await super()._flush_pending(force_flush)
+        except RuntimeError as error:
+            raise _lost(error) from error
+
+    async def close(self) -> None:
+        """Close; raises as nats-py does, and ``OSError``."""
+        with _closed_is_lost():
+            await super().close()
+
     async def flush(self, timeout: int = 10) -> None:  # noqa: ASYNC109 - nats-py's
         """Wait until the broker has read all that was sent; raises as nats-py does, and ``OSError``."""
         with _closed_is_lost():
@@ -133,4 +144,8 @@ def _closed_is_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionResetError(f"the connection was lost: {error}") from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> ConnectionResetError:
+    return ConnectionResetError(f"the connection was lost: {error}")
