@@ -22,7 +22,7 @@ from forebay.intake import take_all
 from forebay.positions import forget_causes
 from forebay.redrive import Rows
 from forebay.retries import Retries, anyone
-from forebay.taken import HandlerFailedError, Taken, in_a_row, message_id_of, one_line
+from forebay.taken import RELEASED, HandlerFailedError, Taken, message_id_of, one_line
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
 logger = logging.getLogger(__name__)
@@ -123,8 +123,6 @@ class Committing:
                 else:
                     self._failed(failing, error.message_id, str(error), error.__cause__)
                     end = at + max(1, error.index)  # what came before it is committed without it
-                    if in_a_row(failing):
-                        failing[message_id_of(part[error.index].headers)] = str(error)
             except StoreError:
                 raise
             except Exception as error:
@@ -133,6 +131,8 @@ class Committing:
                 if len(part) > 1:
                     end = at + 1
                 elif list(failing) == [message_id]:
+                    failing[RELEASED] = one_line(error)  # it is one that this one lets go on, then
+                elif RELEASED in failing:
                     raise StoreError(f"{message_id} can neither be taken nor parked: {one_line(error)}") from error
                 else:
                     failing.clear()  # of a frame none is tried again: it may be one that no handler failed on

@@ -33,7 +33,7 @@ from forebay.parking import ABANDONED, BEHIND, FOREIGN_LANE, HANDLER, LATE, Park
 from forebay.plain import Plain
 from forebay.plain_event import decode_usual, plain_of
 from forebay.protocol.inbox import Due, OriginInbox, Step, Verdict
-from forebay.taken import Failing, Taken
+from forebay.taken import RELEASED, Failing, InARow, Taken
 from forebay.unframing import Event as FrameEvent
 from forebay.unframing import alike, alone, identity_of, read_alone
 from forebay.unit_of_work import UnitOfWork
@@ -148,21 +148,16 @@ class Intake:
 
     def _apply_each(self, frame: FrameIdentity, events: Sequence[FrameEvent], delivery: Delivery) -> None:
         """Make the effects of a frame's events, or park them, one after the other."""
-        # Where it is not known which events are at fault (a COMMIT does not say), each is tried by itself, from there;
-        # what stands before one that is known to fail was tried already.
-        suspect = self._failing.get(frame.message_id)
-        tried = 0 if suspect is None else self._tried(frame, events)
-        for at, event in enumerate(events):
-            untried = suspect if at >= tried else None
+        # Where it is not known which events are at fault (a COMMIT does not say), each is tried by itself, from there.
+        row = InARow(self._failing, self._failing.get(frame.message_id))
+        for at, event in enumerate(events, frame.first):
+            message_id, applied = f"{frame.epoch}-{at}", self.taken.applied
+            untried = row.untried(message_id)
             if untried is None and isinstance(event, Message) and event.cause is None and self.parking.empty:
                 self._apply_event(frame, event, delivery)
             else:
                 self._apply(identity_of(frame, event), alone(frame, event, delivery), event, untried)
-
-    def _tried(self, frame: FrameIdentity, events: Sequence[FrameEvent]) -> int:
-        """Return how many of a frame's events, from the first, were tried: up to the last that is known to fail."""
-        known = (at for at in range(len(events), 0, -1) if f"{frame.epoch}-{frame.first + at - 1}" in self._failing)
-        return next(known, 0)
+            row.note(message_id, applied=self.taken.applied > applied)
 
     def _park_frame(self, delivery: Delivery, error: MessageError) -> None:
         """Keep a frame that cannot be read: its origin waits behind it, as its places are not passed (F1)."""
@@ -222,12 +217,15 @@ class Intake:
 
     def drain(self, origin: Origin, known: OriginInbox, partition: int) -> None:
         """Pass what is due now: held events take effect, dropped places are missing, withheld ones are parked."""
+        row = InARow(self._failing, self._failing.get(RELEASED))
         while (step := known.due()) is not None:
             place = Place(step.epoch, step.first)
             if step.due is Due.HELD:
                 released = self.inbox.release(origin, place, partition)
                 identity, event = read_alone(released)
-                self._apply(identity, released, event)
+                applied = self.taken.applied
+                self._apply(identity, released, event, row.untried(identity.message_id))
+                row.note(identity.message_id, applied=self.taken.applied > applied)
                 known.settle(place)
             elif step.due is Due.DROPPED:
                 self.skip(origin, known, step, "drop", "the node's budget pushed it out")

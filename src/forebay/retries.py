@@ -19,8 +19,6 @@ from forebay.taken import (
     Failing,
     HandlerFailedError,
     Taken,
-    in_a_row,
-    message_id_of,
     one_line,
 )
 from forebay.unit_of_work import UnitOfWork, UnitStore
@@ -117,7 +115,7 @@ class Retries:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, it stays parked with it
                 if _another(error, parked, failing):
-                    self._failed(failing, error, parked)
+                    self._failed(failing, error)
                     continue
                 reason = error.reason if isinstance(error, MessageError) else HANDLER
                 detail = str(error) if isinstance(error, ForebayError) else one_line(error)
@@ -134,10 +132,8 @@ class Retries:
             self.suspended = None
             logger.warning("consumer.resumed", extra={"consumer": self._consumer})
 
-    def _failed(self, failing: dict[str, str], error: HandlerFailedError, parked: Parked) -> None:
+    def _failed(self, failing: dict[str, str], error: HandlerFailedError) -> None:
         failing[error.message_id] = str(error)
-        if in_a_row(failing):
-            failing[message_id_of(parked.delivery.headers)] = str(error)
         logger.error(
             "consumer.handler_failed",
             extra={"consumer": self._consumer, "message_id": error.message_id, "reason": str(error)},

@@ -33,7 +33,10 @@ class HandlerFailedError(ForebayError):
 
 
 Failing = Mapping[str, str]
-"""Message ids of events that are to be parked, each with what its handler raised."""
+"""Message ids of events that are to be parked, each with what its handler raised; of a frame, all of its events are."""
+
+RELEASED = "released"
+"""Stands in ``Failing`` for all held events that a delivery lets go on: which of them is at fault nobody knows."""
 
 
 class Taken(msgspec.Struct):
@@ -49,16 +52,32 @@ class Taken(msgspec.Struct):
     expired: int = 0
 
 
-def in_a_row(failing: Failing) -> bool:
-    """Whether so many events of one delivery failed one after the other that it is hardly their fault (F2).
+class InARow:
+    """The events that one delivery brings, in order: those of a frame, or the held ones that it lets go on.
 
-    The rest of a frame is then parked untried: each event by event would undo and repeat the others every time.
+    Where so many of them failed one after the other that it is hardly their fault (F2), the rest is parked untried:
+    each by itself would undo and repeat all the others every time.
     """
-    places = [message_id.rpartition("-") for message_id in failing][-FAILURES_IN_A_ROW:]
-    epoch, _, first = places[0]
-    return len(places) == FAILURES_IN_A_ROW and [(each, last) for each, _, last in places] == [
-        (epoch, str(int(first) + at)) for at in range(len(places))
-    ]
+
+    __slots__ = ("_count", "_detail", "_failing")
+
+    def __init__(self, failing: Failing, detail: str | None = None) -> None:
+        """Begin; ``detail`` says why not even the first is to be tried, where that is so."""
+        self._failing = failing
+        self._detail = detail
+        self._count = 0 if detail is None else FAILURES_IN_A_ROW
+
+    def untried(self, message_id: str) -> str | None:
+        """Return why an event is to be parked untried; None where it is tried, or known to fail."""
+        return self._detail if self._count >= FAILURES_IN_A_ROW and message_id not in self._failing else None
+
+    def note(self, message_id: str, *, applied: bool) -> None:
+        """Say what became of an event. One that only waits behind another of its key says nothing of the next."""
+        if message_id in self._failing:
+            self._count += 1
+            self._detail = self._failing[message_id]
+        elif applied:
+            self._count = 0
 
 
 def message_id_of(headers: Mapping[str, str]) -> str:
