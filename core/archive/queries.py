@@ -25,6 +25,12 @@ CANDIDATES = 100
 _LAST = (1 << 63) - 1
 """A position behind all others."""
 
+_AMONG = "id in (select cast(k.key as bigint) from json_each(:ids) k)"
+"""Ids as the names of a JSON object, which either store takes apart: written into the statement they made one of their
+own of each page, and what each is prepared to stays in memory."""
+
+_EVENTS = f"select * from archived where {_AMONG} order by id"
+
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which events to find; None finds all."""
@@ -53,8 +59,8 @@ def page(tx: Transaction, wanted: Filter, after: int, limit: int, upto: int) -> 
     # The ids come from an index alone, and SQLite knows the length of a body without reading it: a page of large bodies
     # is cut before it is in memory.
     found = tx.execute(
-        "select id, length(body) as bytes from archived"
-        f" where id in ({_listed(ids_of(tx, wanted, after, upto, limit + 1))}) order by id"
+        f"select id, length(body) as bytes from archived where {_AMONG} order by id",
+        ids=_json(ids_of(tx, wanted, after, upto, limit + 1)),
     )
     count = size = 0
     for row in found[:limit]:
@@ -62,12 +68,12 @@ def page(tx: Transaction, wanted: Filter, after: int, limit: int, upto: int) -> 
         if count and size > PAGE_BYTES:
             break
         count += 1
-    rows = tx.execute(f"select * from archived where id in ({_listed(row['id'] for row in found[:count])}) order by id")
+    rows = tx.execute(_EVENTS, ids=_json(row["id"] for row in found[:count]))
     return Page([from_row(row) for row in rows], str(rows[-1]["id"]) if len(found) > count else None)
 
 
-def _listed(ids: Iterable[int]) -> str:
-    return ", ".join(map(str, ids)) or "null"
+def _json(ids: Iterable[int]) -> str:
+    return msgspec.json.encode(dict.fromkeys(ids, 0)).decode()
 
 
 def ids_of(tx: Transaction, wanted: Filter, after: int, upto: int, limit: int) -> list[int]:
@@ -92,15 +98,15 @@ def ids_of(tx: Transaction, wanted: Filter, after: int, upto: int, limit: int) -
 def _narrowed(tx: Transaction, ids: list[int], wanted: Filter) -> list[int]:
     """Return the ids of those events that are of the node, the service and the type that are wanted."""
     where, params = condition_of(msgspec.structs.replace(wanted, message_id=None))
-    rows = tx.execute(f"select id from archived where id in ({_listed(ids)}) and {where} order by id", **params)
+    rows = tx.execute(f"select id from archived where {_AMONG} and {where} order by id", ids=_json(ids), **params)
     return [row["id"] for row in rows]
 
 
 def one_each(tx: Transaction, wanted: Filter) -> list[ArchivedEvent]:
     """Return the events with a message id, one per node and service: the first, where a foreign id was used again."""
     if _message_id(wanted.message_id) is not None:  # two of one producer cannot be
-        ids = _listed(ids_of(tx, wanted, 0, _LAST, CANDIDATES))
-        return [from_row(row) for row in tx.execute(f"select * from archived where id in ({ids}) order by id")]
+        ids = _json(ids_of(tx, wanted, 0, _LAST, CANDIDATES))
+        return [from_row(row) for row in tx.execute(_EVENTS, ids=ids)]
     where, params = condition_of(wanted)
     rows = tx.execute(
         f"select * from archived where id in (select min(id) from archived where {where} group by node, service)"
