@@ -10,7 +10,7 @@ from core.archive.conflicts import Conflict, compare, conflicts
 from core.archive.deletions import deleted
 from core.archive.event import INSERT, ArchivedEvent, now, to_row
 from core.archive.export import export_part
-from core.archive.places import keep_up
+from core.archive.places import TABLES, begin, keep_up
 from core.archive.queries import Filter, Page, between, latest, one_each, page, scan
 from core.archive.scans import note_scan
 from core.archive.upkeep import INTERVAL, Settings, look_after
@@ -36,6 +36,7 @@ def keep(tx: UnitOfWork, messages: list[Message]) -> None:
     keep_up(tx)
 
 
+archive.derives(*TABLES)(begin)
 archive.repeated(compare)
 archive.reads_archive(
     Archive(read=between, scan=scan, end=latest, scanned=note_scan, deleted=deleted, export=export_part)

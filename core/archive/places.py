@@ -79,6 +79,15 @@ _FORGET = (
 )
 
 
+TABLES = ("origin", "source", "place", "listed", "indexed")
+"""What follows from the events."""
+
+
+def begin(tx: Transaction) -> None:
+    """Begin with empty indexes; on SQLite alone."""
+    tx.execute("insert into indexed (one, upto) values (1, 0) on conflict (one) do update set upto = 0")
+
+
 def indexed_upto(tx: Transaction) -> int:
     """Return the id up to which all events are in the narrow indexes; 0 where there are none."""
     rows = tx.execute("select upto from indexed")

@@ -10,6 +10,7 @@ from forebay.losses import mend
 from forebay.service import Service
 from forebay.sqlite import DiskConfig, MigrationSet, Salvaging, SqliteStore
 from forebay.stores import ServiceStore, postgres_store
+from forebay.transaction import Transaction
 
 ENGINE = MigrationSet("forebay", files("forebay") / "migrations")
 """The engine's own tables, the same in every service's database."""
@@ -47,8 +48,13 @@ async def open_store(
     """
     if url is not None:
         return await postgres_store().open(url, declared.name, migrations=migrations)
+
     # What a consumer has done and what its inbox says belong together: half of them would be worse than none.
-    salvaging = Salvaging(partial=not declared.reads, mend=mend)
+    def mended(tx: Transaction) -> list[str]:
+        declared.begin_derived(tx)
+        return mend(tx)
+
+    salvaging = Salvaging(partial=not declared.reads, mend=mended, derived=declared.derived)
     limit = max_bytes or _backstop(declared)
     return await SqliteStore.open(path, migrations=migrations, max_bytes=limit, disk=disk, salvaging=salvaging)
 

@@ -30,6 +30,7 @@ from forebay.lanes import Lane
 from forebay.routes import Routes
 from forebay.saga import Sagas
 from forebay.timers import TimerHandler
+from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork
 from forebay.window import IDLE, Kind, Lateness, TimeOf, Window, ordering_key
 from forebay.windowing import OWNER as WINDOWS
@@ -72,6 +73,9 @@ class Service(Routes):
         self.handlers = Handlers()
         self.following = Handlers()
         self.archive: Archive | None = None
+        self.derived: frozenset[str] = frozenset()
+        """Tables that follow from its others: a damaged database is salvaged without them."""
+        self.begin_derived: Callable[[Transaction], None] = lambda _: None
         self.timers: dict[str, TimerHandler] = {}
         """What happens when a timer fires, by its owner (``forebay.timers``)."""
         self.patient: set[str] = set()
@@ -277,6 +281,18 @@ class Service(Routes):
     def reads_archive(self, archive: Archive) -> None:
         """Answer what is asked of the archive; for the one service that keeps every event (C5)."""
         self.archive = archive
+
+    def derives(self, *tables: str) -> Callable[[Callable[[Transaction], None]], Callable[[Transaction], None]]:
+        """Say which tables follow from the others, as indexes do: ``f(tx)`` begins with them anew, when all are empty.
+
+        That is done where a damaged database is salvaged, on SQLite: what cannot be read of these tables is no loss.
+        """
+
+        def register(function: Callable[[Transaction], None]) -> Callable[[Transaction], None]:
+            self.derived, self.begin_derived = frozenset(tables), function
+            return function
+
+        return register
 
     def check_projection(self) -> None:
         """Refuse a version of a read model where the tables do not follow from events alone.

@@ -11,18 +11,24 @@ from typing import Any
 import httpx
 import pytest
 
+import core.archive.app as core_archive
 from core.archive import places, queries
 from core.archive.places import archived_at, catch_up, drop_wide, has_wide, indexed_upto, tail
 from core.archive.retention import Limits
 from core.archive.upkeep import Settings, index, trim
 from forebay import Transaction
 from forebay.identity import Place
+from forebay.opening import ENGINE, open_store
 from forebay.outbox import Outbox
 from forebay.protocol.archive import ArchiveQuestion
 from forebay.protocol.needs import EpochNeed
+from forebay.sqlite import MigrationSet
+from forebay.sqlite.damage import note_damage
+from forebay.sqlite.disk import NO_CARE
 from forebay.sqlite.transaction import _prepared
 from forebay.worker import AtWork
 from tests.integration.arrivals import NEW, OLD, SALE, Core, Stream
+from tests.integration.test_salvage import PAGE, overwrite, root_of
 from tests.services.core_app import ARCHIVE, application, client_of, open_core
 from tests.stores import takes_the_file
 
@@ -252,3 +258,25 @@ async def test_all_pages_are_asked_for_with_the_same_statements(core: Core) -> N
         for after in range(1, 20):
             await ask(after)
         assert _prepared.cache_info().misses == known
+
+
+@pytest.mark.parametrize("table", ["place", "listed", "source"])
+async def test_a_damaged_index_loses_nothing_of_the_archive(tmp_path: Path, table: str) -> None:
+    """As none of SQLite's own does; of any other table of a consumer's nothing may lack."""
+    async with open_core(tmp_path, ARCHIVE) as core:
+        await some(core)
+        await core.store.write(catch_up)
+        found = await everything(core)
+    path = tmp_path / f"{ARCHIVE.name}.db"
+    overwrite(path, (root_of(path, table) - 1) * PAGE, bytes(PAGE))
+    note_damage(path, "a query met it")
+
+    migrations = MigrationSet(ARCHIVE.name, Path(core_archive.__file__ or "").parent / "migrations")
+    store = await open_store(ARCHIVE, path, None, [ENGINE, migrations], max_bytes=None, disk=NO_CARE)
+    await store.close()
+
+    async with open_core(tmp_path, ARCHIVE) as core:
+        assert await core.store.read(tail) == 60
+        assert await everything(core) == found
+        await core.store.write(catch_up)
+        assert await everything(core) == found

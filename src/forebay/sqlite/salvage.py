@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
@@ -43,10 +43,12 @@ class Salvaging(NamedTuple):
         partial: whether a database that lacks rows is better than none. Not so for one whose tables answer for each
             other across what is lost, as an inbox does for its effects.
         mend: makes the salvaged rows consistent again, in one transaction, and returns what is known to be lost.
+        derived: tables that ``mend`` begins anew, as they follow from the others: nothing is lost with them.
     """
 
     partial: bool
     mend: Callable[[Transaction], Sequence[str]] = lambda _: ()
+    derived: Collection[str] = ()
 
 
 def salvage(path: Path, migrations: Sequence[MigrationSet], reason: str, salvaging: Salvaging) -> None:
@@ -65,7 +67,7 @@ def salvage(path: Path, migrations: Sequence[MigrationSet], reason: str, salvagi
             target.execute("PRAGMA synchronous=OFF")  # it counts only once it is synced as a whole
             target.execute("PRAGMA journal_mode=MEMORY").fetchone()
             target.execute("PRAGMA foreign_keys=OFF")
-            unreadable = _rebuild(image, source, target, migrations)
+            unreadable = _rebuild(image, source, target, migrations, salvaging.derived)
             if not log_sound:
                 unreadable.append("the write-ahead log")
             if unreadable and not salvaging.partial:
@@ -116,9 +118,13 @@ def finish_salvage(path: Path) -> Path | None:
 
 
 def _rebuild(
-    image: Path, source: sqlite3.Connection, target: sqlite3.Connection, migrations: Sequence[MigrationSet]
+    image: Path,
+    source: sqlite3.Connection,
+    target: sqlite3.Connection,
+    migrations: Sequence[MigrationSet],
+    derived: Collection[str],
 ) -> list[str]:
-    """Fill ``target``; return what could not be read in full by its own ways."""
+    """Fill ``target``, but for what is ``derived``; return what could not be read in full by its own ways."""
     schema = _Schema(source)
     unreadable = [] if schema.whole else ["the schema"]
     if not schema.migrated:
@@ -133,7 +139,7 @@ def _rebuild(
     pages = PageFile(image)
     try:
         for name in [*schema.tables, "sqlite_sequence"]:
-            if name == _MIGRATIONS and not schema.migrated:
+            if name in derived or (name == _MIGRATIONS and not schema.migrated):
                 continue
             if not _copy(source, target, name, pages, schema.roots.get(name, 0)):
                 unreadable.append(f"table {name}")
