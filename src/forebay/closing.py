@@ -28,7 +28,7 @@ from forebay.protocol.closing import given_up, is_beyond, known_prevs, lost, nex
 from forebay.protocol.confirmation import OriginQuestion
 from forebay.protocol.inbox import Due, OriginInbox, Step
 from forebay.sequences import Range
-from forebay.taken import Failing, Taken
+from forebay.taken import Failing, InARow, Taken, message_id_of
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 
@@ -147,6 +147,7 @@ class Closing:
             async for events in self._archive.events(
                 statement.origin, epoch, first, last, upto=statement.stream_end, on_deleted=places.extend
             ):
+                self._consumer.only_while_not_suspended()
                 found = [delivery_of(partition, each) for each in events]
                 await self._consumer.settle(take_aside, self._handlers, found, partition=partition)
         return deleted
@@ -216,10 +217,18 @@ def decide(
 def take_aside(
     work: UnitOfWork, handlers: Handlers, deliveries: list[Delivery], failing: Failing | None = None
 ) -> Taken:
-    """Take events that did not come from the stream: its position stays where it is."""
+    """Take events that did not come from the stream: its position stays where it is.
+
+    Where too many in a row fail (F2), those behind them are left: whoever asked for them stops, and asks again later.
+    """
     intake = Intake(work, handlers, failing=failing)
+    row = InARow(failing or {})
     for index, delivery in enumerate(deliveries):
+        if row.full:
+            break
+        applied = intake.taken.applied
         intake.take(index, delivery)
+        row.note(message_id_of(delivery.headers), applied=intake.taken.applied > applied)
     return intake.finish()
 
 

@@ -169,6 +169,7 @@ class Committing:
                     self._failed(failing, error.message_id, str(error), error.__cause__)
                 else:
                     self._count(taken)
+                    await self.retries.committed(taken, failing)
                     return taken
 
     async def retry_due(self) -> bool:

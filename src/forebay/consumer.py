@@ -389,6 +389,15 @@ class Consumer:
         self._rewinds.clear()
         self._break("events that were given up are read again")
 
+    def only_while_not_suspended(self) -> None:
+        """Refuse what would take in more while nothing succeeds.
+
+        Raises:
+            StoreError: it is suspended.
+        """
+        if self.suspended:
+            raise StoreError(f"{self.name} takes nothing in: {self.suspended}")
+
     def _acknowledge(self, batch: list[Arrived]) -> None:
         last = dict(batch)  # the last of each partition: ack_policy all
         counts = Counter([partition for partition, _ in batch])

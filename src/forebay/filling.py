@@ -100,6 +100,7 @@ class Filling:
         async for events in self._archive.events(
             origin, epoch, max(first, known + 1), last, upto=0, on_deleted=deleted.extend
         ):
+            self._consumer.only_while_not_suspended()
             found = [delivery_of(partition, each) for each in events]
             await self._consumer.settle(take_aside, self._handlers, found, partition=partition)
         return deleted

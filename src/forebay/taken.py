@@ -67,9 +67,14 @@ class InARow:
         self._detail = detail
         self._count = 0 if detail is None else FAILURES_IN_A_ROW
 
+    @property
+    def full(self) -> bool:
+        """Whether what comes next is not to be tried."""
+        return self._count >= FAILURES_IN_A_ROW
+
     def untried(self, message_id: str) -> str | None:
         """Return why an event is to be parked untried; None where it is tried, or known to fail."""
-        return self._detail if self._count >= FAILURES_IN_A_ROW and message_id not in self._failing else None
+        return self._detail if self.full and message_id not in self._failing else None
 
     def note(self, message_id: str, *, applied: bool) -> None:
         """Say what became of an event. One that only waits behind another of its key says nothing of the next."""

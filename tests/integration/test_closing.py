@@ -13,7 +13,7 @@ import pytest
 
 from core.archive.app import archive
 from forebay import Message, Service, UnitOfWork
-from forebay.errors import LinkError
+from forebay.errors import LinkError, StoreError
 from forebay.gaps import holes, recorded
 from forebay.identity import Place, parse_message_id, partition_of
 from forebay.jetstream.connection import Connection
@@ -28,6 +28,7 @@ from forebay.protocol.confirmation import (
     WithheldPlace,
 )
 from forebay.running import RunningService
+from forebay.taken import FAILURES_IN_A_ROW
 from forebay.testing.nats_server import NatsServer
 from tests import stores
 from tests.integration.rig import (
@@ -347,6 +348,53 @@ async def test_a_consumer_that_is_added_later_begins_with_the_archive_c5(
         async with reading(nats_server, tmp_path) as again:
             assert again.filling is not None
             await again.filling.begin()  # once in the store's life: no archive answers any more
+
+
+async def test_a_consumer_that_begins_with_the_archive_stands_still_while_every_event_fails_f2(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """It parked all that the archive had, a page at a time, for what no event was to blame."""
+    broken = [True]
+    service = Service("audit")
+
+    @service.on(DoorOpened)
+    def write_down(tx: UnitOfWork, event: DoorOpened, message: Message) -> None:
+        if broken[0]:
+            raise ConnectionError("what every event needs is away")
+        note(tx, message.node, event.number)
+
+    def open_each(tx: UnitOfWork) -> str:
+        return [tx.emit(DoorOpened(number=number, door=f"d{number}")) for number in range(1, 601)][-1]
+
+    async def parked(audit: RunningService) -> int:
+        return int((await rows(audit.store, "select count(*) from forebay_parked"))[0][0])
+
+    async with connected(nats_server.url, node="admin") as admin:
+        await apply(admin, "archive", services=("*",))
+        async with archiving(nats_server, tmp_path) as kept_there:
+            async with emitting(nats_server, tmp_path) as node:
+                last = await node.store.write(open_each)
+                await eventually(partial(_confirmed, node, last))
+            await replace_stream(admin, "audit")
+            await apply(admin, "archive", services=("*",))
+            await until(lambda: kept_there.consumer is not None and kept_there.consumer.reading, 30)
+            async with (
+                connected(nats_server.url, node="core") as connection,
+                serving(service, connection, tmp_path, node="core", schema=NOTES) as audit,
+            ):
+                await until(lambda: audit.consumer is not None and audit.consumer.suspended is not None, 30)
+                assert audit.filling is not None
+                with pytest.raises(StoreError, match="takes nothing in: 10 events in a row failed"):
+                    await audit.filling.begin()
+                assert await parked(audit) == FAILURES_IN_A_ROW
+
+                broken[0] = False
+
+                async def noted_all() -> bool:
+                    return sorted(await numbers(audit.store)) == list(range(1, 601))
+
+                await eventually(noted_all, 60)
+                assert await parked(audit) == 0
 
 
 async def test_a_consumer_that_begins_anew_learns_of_all_epochs_and_has_all_gaps_on_record_o2(
