@@ -120,9 +120,13 @@ class Committing:
                     one_by_one = True
                 elif error.message_id in failing:
                     raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
+                elif error.index:
+                    # What came before it is committed without it. It is not known there: another node may have given
+                    # one of its own events the same id.
+                    end = at + error.index
                 else:
                     self._failed(failing, error.message_id, str(error), error.__cause__)
-                    end = at + max(1, error.index)  # what came before it is committed without it
+                    end = at + 1
             except StoreError:
                 raise
             except Exception as error:

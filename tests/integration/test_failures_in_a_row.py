@@ -107,3 +107,17 @@ async def test_a_held_event_that_the_commit_finds_at_fault_is_parked_f1(core: Co
     await reader.committing.retry_due()
     assert await core.parked() == [("handler", f"{OLD}-3")]
     assert sorted(row["n"] for row in await core.rows("select n from checked")) == [1, 2, 4]
+
+
+async def test_an_event_that_fails_has_no_event_of_another_node_parked_that_has_its_id_b1(
+    core: Core, stream: Stream
+) -> None:
+    """Epochs are public: a hostile node can use another's."""
+    reader = Committed(core)
+    fine = [event(stream, at, node="store-1") for at in (1, 2)]
+    hostile = [event(stream, 1, 3, node="store-9"), event(stream, 2, FAILING, node="store-9")]
+
+    assert await reader.take([*fine, *hostile]) == 4
+
+    assert await effects(core) == [1, 2, 3]
+    assert await core.rows("select node, sequence from forebay_parked") == [{"node": "store-9", "sequence": 2}]
