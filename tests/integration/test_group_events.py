@@ -9,9 +9,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import msgspec
@@ -55,13 +57,14 @@ class Watched:
         self.noted: list[str] = []
         self.fail = ""
         self.times = 0
+        self.rolls_back = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> sqlite3.Connection:
         watched = self
 
         class Cursor(sqlite3.Cursor):
             def execute(self, sql: str, *parameters: Any) -> Self:
-                watched.note(sql)
+                watched.note(sql, self.connection)
                 return super().execute(sql, *parameters)
 
         class Connection(sqlite3.Connection):
@@ -69,15 +72,17 @@ class Watched:
                 return super().cursor(Cursor)
 
             def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-                watched.note(sql)
+                watched.note(sql, self)
                 return super().execute(sql, *parameters)
 
         return sqlite3.connect(*args, factory=Connection, **kwargs)
 
-    def note(self, sql: str) -> None:
+    def note(self, sql: str, connection: sqlite3.Connection) -> None:
         self.noted.append(sql)
         if self.times and sql.startswith(self.fail):
             self.times -= 1
+            if self.rolls_back:  # as SQLite does by itself where it finds no room, or cannot write
+                sqlite3.Connection.execute(connection, "ROLLBACK")
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR
             raise error
@@ -213,6 +218,39 @@ async def test_a_unit_that_only_emitted_and_fails_leaves_no_place(opened: Open) 
     results = await it.together(sells("a"), emits, sells("c"))
     assert sequences(results) == [1, None, 2]
     assert await it.texts() == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda tx: tx.execute("insert into item (name) values ('x')"),
+        lambda tx: tx.execute("with given as (select 'x' as name) insert into item select name from given"),
+        lambda tx: tx.execute("replace into item (name) values ('x')"),
+        lambda tx: tx.execute("/* a note */ insert into item (name) values ('x') returning name"),
+        lambda tx: tx.execute("create table another (name text)"),
+        lambda tx: tx.executemany("insert into item (name) values (:name)", [{"name": "x"}]),
+        lambda tx: tx.insert_many("item", ["name"], [["x"], ["y"], ["z"], ["u"], ["v"]]),
+    ],
+    ids=["insert", "with", "replace", "note", "create", "many", "rows"],
+)
+@pytest.mark.parametrize("raw_unit", [False, True])
+async def test_whatever_a_unit_wrote_with_before_it_failed_is_undone(
+    opened: Open, write: Callable[[Any], None], raw_unit: bool
+) -> None:
+    it = await opened()
+
+    def unit(tx: UnitOfWork) -> None:
+        write(tx)
+        raise LookupError
+
+    def raw(tx: Transaction) -> None:
+        write(tx)
+        raise LookupError
+
+    results = await it.together(sells("a"), raw if raw_unit else unit, sells("b"))
+    assert [type(result) for result in results] == [str, LookupError, str]
+    assert await it.texts() == await it.items() == ["a", "b"]
+    assert await it.store.read(lambda tx: tx.execute("select 1 from sqlite_master where name = 'another'")) == []
 
 
 async def test_a_unit_that_fails_before_it_wrote_has_no_other_unit_run_again(opened: Open) -> None:
@@ -358,10 +396,12 @@ async def test_the_engine_s_own_units_find_written_what_was_emitted_before_them_
     assert await it.store.read(books) == (0, 3, 2)
 
 
+@pytest.mark.parametrize("rolls_back", [False, True])
 async def test_a_unit_of_the_engine_after_events_that_cannot_be_written_is_not_taken_for_the_one_at_fault(
-    opened: Open,
+    opened: Open, rolls_back: bool
 ) -> None:
     it = await opened()
+    it.watched.rolls_back = rolls_back
 
     def raw(tx: Transaction) -> int:
         return len(tx.execute("select name from item"))
@@ -371,6 +411,29 @@ async def test_a_unit_of_the_engine_after_events_that_cannot_be_written_is_not_t
     assert [type(result) for result in results] == [StoreError, int, str]
     assert results[1] == 0
     assert await it.texts() == await it.items() == ["b"]
+
+
+async def test_no_unit_is_forgotten_where_the_time_of_a_group_ends_and_its_events_cannot_be_written(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group is run again, and its time may end again: those that wait for the next one are more then."""
+    it = await opened()
+    now, runs = [0.0], Counter[str]()
+    monkeypatch.setattr("forebay.sqlite.group.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def slow(name: str, run: int) -> Callable[[UnitOfWork], str]:
+        def unit(tx: UnitOfWork) -> str:
+            runs[name] += 1
+            if runs[name] == run:
+                now[0] += 1.0
+            return sells(name)(tx)
+
+        return unit
+
+    it.watched.fail, it.watched.times = "update forebay_epoch", 1
+    results = await it.together(slow("a", 2), slow("b", 1), sells("c"), sells("d"))
+    assert sequences(results) == [1, 2, 3, 4]
+    assert await it.texts() == ["a", "b", "c", "d"]
 
 
 async def test_a_unit_that_asks_the_outbox_s_tables_sees_all_that_was_emitted_before(opened: Open) -> None:
