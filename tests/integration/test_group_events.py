@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from forebay import freeing
+from forebay.drafts import entry
 from forebay.errors import BudgetSpentError, ConstraintError, EventTooLargeError, StoreError, StoreFullError
 from forebay.event import Event
 from forebay.identity import Place, parse_message_id
@@ -434,6 +435,30 @@ async def test_no_unit_is_forgotten_where_the_time_of_a_group_ends_and_its_event
     results = await it.together(slow("a", 2), slow("b", 1), sells("c"), sells("d"))
     assert sequences(results) == [1, 2, 3, 4]
     assert await it.texts() == ["a", "b", "c", "d"]
+
+
+async def test_a_unit_that_only_wrote_many_events_at_once_and_fails_leaves_no_place(opened: Open) -> None:
+    it = await opened()
+
+    def extends(tx: UnitOfWork) -> None:
+        body = msgspec.json.encode(Sold(text="many"))
+        tx.extend("ledger", [entry("sold", "till.sold.v1", None, "2017-01-01T12:00:00Z", None, None, body)] * 3)
+        raise LookupError
+
+    results = await it.together(sells("a"), extends, sells("b"))
+    assert [type(result) for result in results] == [str, LookupError, str]
+    assert await it.texts() == ["a", "b"]
+
+
+async def test_a_unit_that_changes_many_rows_of_the_outbox_finds_all_that_was_emitted_before(opened: Open) -> None:
+    it = await opened()
+
+    def changes(tx: UnitOfWork) -> None:
+        tx.executemany("update forebay_outbox set key = :key", [{"key": "changed"}])
+
+    await it.together(sells("a"), changes, sells("b"))
+    keys = await it.store.read(lambda tx: [row["key"] for row in tx.execute("select key from forebay_outbox")])
+    assert keys == ["changed", None]
 
 
 async def test_a_unit_that_asks_the_outbox_s_tables_sees_all_that_was_emitted_before(opened: Open) -> None:
