@@ -169,6 +169,8 @@ BROKEN: list[tuple[Any, type[MessageError], str | None]] = [
     (event(2, time="0001-01-01T00:00:00+05:00"), HeaderError, "key 2"),
     (event(2, time=...), HeaderError, "key 2"),
     (event(2, forebayhlc="1"), HeaderError, "key 2"),
+    (event(2, forebayhlc="0199C82CC0000001"), HeaderError, "key 2"),
+    (event(2, forebayhlc="01 99c82cc000001"), HeaderError, "key 2"),
     (event(2, partitionkey=7), HeaderError, None),
     (event(2, data=...), BodyError, "key 2"),
     (event(2, data=..., data_base64="%"), HeaderError, "key 2"),
