@@ -92,6 +92,18 @@ async def test_lanes_drain_by_priority_and_the_last_one_does_not_starve(
         assert 0 < len(before) - len(early) + 1 <= 0.2 * len(early)
 
 
+async def test_the_few_events_of_each_lane_are_sent_though_nobody_wakes_the_relay_again(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """What a look leaves in other lanes is known by it: nothing may be written for days."""
+    async with connected(nats_server.url) as connection, serving(door(), connection, tmp_path) as service:
+        late = await service.store.write(measure, 1, 1)
+        early = await service.store.write(open_doors, 1, 1)
+        await create_stream(connection)
+        await until(lambda: relay_of(service).published == 2)
+        assert sorted(each for _, each in await stored(connection)) == sorted([*early, *late])
+
+
 async def test_over_a_thin_link_a_backlog_of_telemetry_delays_the_ledger_by_little_o5(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
