@@ -18,7 +18,7 @@ from forebay.headers import Headers
 from forebay.identity import Place
 from forebay.jetstream.publishing import encode_head
 from forebay.plain_event import plain_of
-from tests.integration.arrivals import NEW, Stream
+from tests.integration.arrivals import NEW, Core, Stream
 from tests.integration.test_intake import Rung, RungTogether, event, opened_at
 
 SEEDS = range(12)
@@ -129,6 +129,29 @@ async def test_headers_from_the_wire_and_a_dictionary_of_them_lead_to_the_same_r
     by_name = await taken_in(folders[1], batches, lambda delivery: delivery)
 
     assert at_once == by_name
+
+
+@pytest.mark.parametrize("framed", [False, True])
+async def test_what_was_given_up_is_forgotten_place_by_place_as_it_comes_again_b3(tmp_path: Path, framed: bool) -> None:
+    """A floor would otherwise send the reader back for it for ever."""
+
+    def give_up(work: UnitOfWork) -> None:
+        work.execute("update forebay_inbox set given_up = '[2,4,17]'")
+
+    async def given_up(core: Core) -> str | None:
+        found: str | None = (await core.rows("select given_up from forebay_inbox"))[0]["given_up"]
+        return found
+
+    stream = Stream()
+    events = [event(stream, at) for at in range(1, 5)]
+    async with opened_at(tmp_path) as core:
+        await core.take([from_the_wire(events[0])])
+        await core.store.write(give_up)
+
+        await core.take([stream.frame(events[1:3])] if framed else [from_the_wire(each) for each in events[1:3]])
+        assert await given_up(core) == "[4,4,17]"
+        await core.take([from_the_wire(events[3])])
+        assert await given_up(core) is None
 
 
 def test_the_seeds_bring_what_they_are_about() -> None:
