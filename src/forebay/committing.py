@@ -108,6 +108,7 @@ class Committing:
     ) -> int:
         one_by_one, at, end = False, 0, len(deliveries)
         failing: dict[str, str] = {}
+        behind: dict[str, str] = {}
         while at < len(deliveries) and not self.suspended:
             part = deliveries[at:end]
             try:
@@ -120,13 +121,13 @@ class Committing:
                     one_by_one = True
                 elif error.message_id in failing:
                     raise StoreError(f"{error.message_id} can neither be taken nor parked: {error}") from error
-                elif error.index:
-                    # What came before it is committed without it. It is not known there: another node may have given
-                    # one of its own events the same id.
-                    end = at + error.index
                 else:
-                    self._failed(failing, error.message_id, str(error), error.__cause__)
-                    end = at + 1
+                    # What came before it is committed without it, and does not know of it: another node may have given
+                    # one of its own events the same id.
+                    known = behind if error.index else failing
+                    behind.clear()
+                    self._failed(known, error.message_id, str(error), error.__cause__)
+                    end = at + max(1, error.index)
             except StoreError:
                 raise
             except Exception as error:
@@ -148,7 +149,9 @@ class Committing:
                 await self.retries.committed(taken, failing)
                 if taken.parked:
                     failing.clear()
-                at, end = end, len(deliveries)
+                failing.update(behind)
+                at, end = end, _end_of(deliveries, end, behind)
+                behind.clear()
         return at
 
     async def settle(self, unit: Callable[..., Taken], /, *args: Any, partition: int | None = None) -> Taken:
@@ -228,3 +231,9 @@ class Committing:
             logger.error("consumer.parked", extra={"consumer": self._name, "events": taken.parked})
         if taken.expired:
             logger.warning("command.expired", extra={"consumer": self._name, "commands": taken.expired})
+
+
+def _end_of(deliveries: Sequence[Delivery], first: int, failing: Mapping[str, str]) -> int:
+    """Return the end of the part that begins with an event that is known to fail: before the next one of its id."""
+    later = range(first + 1, len(deliveries)) if failing else ()
+    return next((at for at in later if message_id_of(deliveries[at].headers) in failing), len(deliveries))
