@@ -406,6 +406,17 @@ async def test_what_was_discarded_of_a_frame_stays_out_when_the_frame_comes_agai
     assert (taken.duplicates, taken.parked) == (3, 0)
 
 
+async def test_a_frame_of_an_epoch_under_a_second_lane_is_parked_and_changes_nothing_i1(
+    core: Core, stream: Stream
+) -> None:
+    await core.take([event(stream, 1)])
+    taken = await core.take([stream.frame(several(stream, 2, 3, lane="telemetry"))])
+
+    assert (taken.applied, taken.parked) == (0, 2)
+    assert await core.parked() == [("foreign-lane", f"{OLD}-2"), ("foreign-lane", f"{OLD}-3")]
+    assert (await effects(core), await watermark(core)) == ([1], 1)
+
+
 async def test_the_position_is_the_frames_message(core: Core, stream: Stream) -> None:
     frame = stream.frame(several(stream, 1, 3), suffix="~ab")
     await core.store.write(take_all, handlers(), "EVENTS", "2017", [frame], False)
