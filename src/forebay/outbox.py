@@ -44,8 +44,8 @@ _EPOCHS = """
     order by e.id"""
 
 _COUNT = """
-    select count(*) as waiting from
-      (select 1 from forebay_outbox where epoch = :epoch_id and sequence > :after limit :limit) as ahead"""
+    select count(*) as events, coalesce(sum(bytes), 0) as bytes from
+      (select bytes from forebay_outbox where epoch = :epoch_id and sequence > :after limit :limit) as ahead"""
 
 _ANY = """
     select 1 from forebay_epoch e join forebay_origin o on o.id = e.origin
@@ -305,14 +305,14 @@ class Outbox:
         run = self.run_within(tx, epoch, places, limit=limit, max_bytes=max_bytes)
         return [self._message(lane, run, row, destination) for row in run.rows]
 
-    def waiting(self, tx: Transaction, lane: str, place: Place | None, upto: int) -> int:
-        """Return how many events of a lane stand behind a place, counted no further than ``upto``."""
-        found = 0
+    def waiting(self, tx: Transaction, lane: str, place: Place | None, upto: int) -> tuple[int, int]:
+        """Return how many events of a lane stand behind a place, no more than ``upto`` of them, and their bytes."""
+        events = size = 0
         for epoch in tx.execute(_EPOCHS, lane=lane, destination="", epoch=place.epoch if place else ""):
             after = place.sequence if place and epoch["epoch"] == place.epoch else 0
-            counted = tx.execute(_COUNT, epoch_id=epoch["id"], after=after, limit=upto - found)
-            found += int(counted[0]["waiting"])
-        return found
+            counted = tx.execute(_COUNT, epoch_id=epoch["id"], after=after, limit=upto - events)
+            events, size = events + int(counted[0]["events"]), size + int(counted[0]["bytes"])
+        return events, size
 
     def any_after(self, tx: Transaction, lane: str, place: Place | None) -> bool:
         """Whether a lane has events after a place (None: any)."""

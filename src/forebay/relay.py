@@ -263,11 +263,13 @@ class Relay:
         return False
 
     async def _gathers(self, lane: str, state: LaneState) -> bool:
-        """Whether a lane waits to fill a batch or a frame."""
+        """Whether a lane waits to fill a batch or a frame, and has not filled one yet."""
         if state.gathers_until is None or self._clock() >= state.gathers_until:
             return False
-        enough = state.frames.events if state.frames is not None else None
-        return enough is None or await self._store.read(self._outbox.waiting, lane, state.sent, enough) < enough
+        frames = state.frames
+        full = (state.limit, self._link.batch_bytes) if frames is None else (frames.events, frames.most_bytes)
+        events, size = await self._store.read(self._outbox.waiting, lane, state.sent, full[0])
+        return events < full[0] and size < full[1]
 
     def _begins_to_gather(self, lane: str, state: LaneState, batch: Batch) -> bool:
         """Let a lane wait for more to send with what it has, unless it has waited or has enough."""

@@ -170,6 +170,25 @@ async def test_a_lane_with_a_flush_interval_fills_its_batch_first(nats_server: N
             assert 1 <= anyio.current_time() - began < 5
 
 
+async def test_a_batch_that_has_filled_does_not_wait_for_the_flush_interval(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    declared = Service("door", lanes=[Lane("ledger", flush_after="1h"), Lane("telemetry")])
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        async with serving(declared, connection, tmp_path) as service:
+            relay = relay_of(service)
+            ids = await service.store.write(open_doors, 1, 1)
+            await until(lambda: relay.lanes["ledger"].gathers_until is not None)
+            assert relay.published == 0
+            ids += await service.store.write(open_doors, 2, 200)  # more bytes than the first batch may have
+            await until(lambda: relay.published > 0)
+            ids += await service.store.write(open_doors, 201, 1200)  # and more events than any batch has
+            await until(lambda: relay.published > 200)
+            found = [each for _, each in await stored(connection)]
+            assert found == ids[: len(found)]
+
+
 async def test_all_arrives_once_after_the_broker_was_away(nats_server: NatsServer, tmp_path: Path) -> None:
     async with connected(nats_server.url) as connection:
         await create_stream(connection)
