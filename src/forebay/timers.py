@@ -259,8 +259,7 @@ def _until_next(tx: Transaction, owners: Iterable[str], now: int) -> float:
         row["due_at"] - now
         for owner in owners
         for row in tx.execute(
-            "select min(due_at) as due_at from forebay_timer where owner = :owner having min(due_at) is not null",
-            owner=owner,
+            "select due_at from forebay_timer where owner = :owner order by due_at limit 1", owner=owner
         )
     ]
     return max(0.0, min(waits) / 1000) if waits else float("inf")

@@ -26,7 +26,7 @@ from forebay.errors import (
     StoreError,
     StoreFullError,
 )
-from forebay.sqlite import MigrationSet, SqliteStore, SqliteTransaction
+from forebay.sqlite import MigrationSet, SqliteStore, SqliteTransaction, library
 from forebay.sqlite.group import GROUP_TIME
 from forebay.transaction import Transaction
 from forebay.work import GROUP_LIMIT
@@ -44,6 +44,15 @@ create trigger refuse before insert on item when new.body = x'dead' begin select
 LIMIT = 30.0
 
 Open = Callable[..., Awaitable[SqliteStore]]
+
+
+async def test_a_library_that_is_too_old_is_told_before_anything_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "MIN_VERSION", (99, 1, 0))  # to it, the one that is here is old
+    with pytest.raises(ConfigurationError, match=rf"{sqlite3.sqlite_version}, and 99\.1\.0 is needed"):
+        await SqliteStore.open(tmp_path / "data" / "store.db", migrations=[])
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from forebay.sqlite import library
 from forebay.testing.nats_server import NatsServer, free_port
 from tests.faults.fleet import until
 from tests.services.command_line import Running, called, forebay, one_line, running, taken_port
@@ -25,6 +26,20 @@ def project(tmp_path: Path) -> Path:
 
 def edge(project: Path, *arguments: str, **settings: str) -> tuple[Path, tuple[str, ...], dict[str, str]]:
     return project, ("run", "edge.door", "--nats", AWAY, "--data", "data", "--port", "0", *arguments), settings
+
+
+# --- the library
+
+
+def test_a_sqlite_library_that_is_too_old_is_one_line_with_both_versions(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "data" / "core").mkdir(parents=True)
+    sqlite3.connect(project / "data" / "core" / "audit.db").close()
+    monkeypatch.setattr(library, "MIN_VERSION", (99, 1, 0))  # to it, the one that is here is old
+    words = ["SQLite", sqlite3.sqlite_version, "99.1.0", "upgrade"]
+    one_line(called(project, "outbox", "status", "--data", "data"), 78, *words)
+    one_line(called(project, "parked", "ls", "--data", "data"), 78, *words)
 
 
 # --- settings that are wrong

@@ -91,6 +91,9 @@ class FoundFile(NamedTuple):
             connection.close()
 
     def _connect(self) -> sqlite3.Connection:
+        from forebay.sqlite.library import check_library
+
+        check_library()
         try:
             return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
         except sqlite3.OperationalError as error:

@@ -19,6 +19,7 @@ from forebay.sqlite.connection import MIN_BYTES, Connect, make_folder, open_read
 from forebay.sqlite.damage import examine, mark_open, note_damage, unmark_open
 from forebay.sqlite.disk import NO_CARE, Disk, DiskConfig
 from forebay.sqlite.failures import DamagedError
+from forebay.sqlite.library import check_library
 from forebay.sqlite.log import Log
 from forebay.sqlite.migrations import migrate
 from forebay.sqlite.readers import Readers
@@ -110,9 +111,11 @@ class SqliteStore:
             connect: opens connections; for tests that make them fail.
 
         Raises:
-            ConfigurationError: the folder, the limit or the migrations cannot be used; it says what to do.
+            ConfigurationError: the folder, the limit or the migrations cannot be used, or the SQLite library is too
+                old; it says what to do.
             StoreError: the file cannot be opened or is no database.
         """
+        check_library()
         if max_bytes is not None and max_bytes < MIN_BYTES:
             raise ConfigurationError(
                 f"the limit of {max_bytes} bytes for {path} is too small", hint=f"give it {MIN_BYTES} or more"
