@@ -108,6 +108,7 @@ class Intake:
 
     def _take_frame(self, delivery: Delivery) -> None:
         """Take a frame: as a whole where it stands next to the watermark, else event by event."""
+        frame = None
         try:
             frame = identify_frame(delivery.subject, delivery.headers)
             first = Place(frame.epoch, frame.first)
@@ -117,7 +118,7 @@ class Intake:
                 return
             events = decode_frame(frame, delivery.body, delivery.time)
         except MessageError as error:
-            self._park_frame(delivery, error)
+            self._park_frame(frame, delivery, error)
             return
         if not known.follows(first, frame.last, frame.prev, frame.lane):
             for event in events:
@@ -159,13 +160,17 @@ class Intake:
                 self._apply(identity_of(frame, event), alone(frame, event, delivery), event, untried)
             row.note(message_id, applied=self.taken.applied > applied)
 
-    def _park_frame(self, delivery: Delivery, error: MessageError) -> None:
+    def _park_frame(self, frame: FrameIdentity | None, delivery: Delivery, error: MessageError) -> None:
         """Keep a frame that cannot be read: its origin waits behind it, as its places are not passed (F1)."""
         # The node sends again what was not passed, under another suffix each time: one copy is enough.
         headers = dict(delivery.headers)
         for name in [name for name in headers if name.lower() == "nats-msg-id"]:
             headers[name] = headers[name].partition("~")[0]
-        self._park(delivery._replace(headers=headers), None, error.reason, str(error), alone=True)
+        delivery = delivery._replace(headers=headers)
+        if frame is None:
+            self._park(delivery, None, error.reason, str(error), alone=True)
+        else:
+            self.taken.parked += self.parking.park_frame(frame, delivery, error.reason, str(error))
 
     def _apply_event(self, frame: FrameIdentity, event: Message, delivery: Delivery) -> None:
         """Make the effect of an event of a frame, with nothing in its way."""

@@ -18,7 +18,10 @@ import msgspec
 from forebay.delivery import Delivery
 from forebay.envelope import Identity, percent_decode
 from forebay.errors import HeaderError
+from forebay.frame import MAX_EVENTS
+from forebay.frame_event import FrameIdentity
 from forebay.identity import Origin, Place
+from forebay.sequences import Range, joined, without
 from forebay.transaction import Row, Transaction
 
 FIRST_RETRY = 1.0
@@ -26,6 +29,10 @@ FIRST_RETRY = 1.0
 
 LONGEST_RETRY = 300.0
 """Seconds between retries, at most."""
+
+_DIGITS = 18
+_LARGEST = 10**_DIGITS - 1
+"""Of a sequence (I4)."""
 
 BEHIND = "behind"
 LATE = "late"
@@ -120,8 +127,9 @@ class Parking:
         *,
         alone: bool = False,
         on_request: bool = False,
+        digest: str = "",
     ) -> None:
-        """Keep a message.
+        """Keep a message, once: what is kept under the same digest, discarded or not, is not kept again.
 
         Args:
             delivery: the message as it came.
@@ -130,6 +138,7 @@ class Parking:
             detail: a sentence for people.
             alone: let it block nothing, whatever its key.
             on_request: retry it only when somebody asks for it.
+            digest: what it is known by; that of all of it where nothing is given.
         """
         key = key_of(identity) if identity else None
         place = identity.place if identity else None
@@ -138,7 +147,7 @@ class Parking:
         headers = msgspec.json.encode(dict(delivery.headers), order="deterministic")
         subject = delivery.subject.split(".")
         self._insert(
-            digest=_digest(delivery.subject.encode(), headers, delivery.body),
+            digest=digest or _digest(delivery.subject.encode(), headers, delivery.body),
             reason=reason,
             detail=detail,
             subject=delivery.subject,
@@ -159,6 +168,30 @@ class Parking:
         )
         if identity and key is not None and not alone:
             self._note(origin_of(identity), key)
+
+    def park_frame(self, frame: FrameIdentity, delivery: Delivery, reason: str, detail: str) -> bool:
+        """Keep a frame that cannot be read; return whether it has an event that no frame kept for that has.
+
+        Its places are not passed, so that the node sends them again, in frames that are cut elsewhere by then. The new
+        frame takes the place of those that are wholly within it.
+        """
+        own = _digest(frame.node.encode(), frame.service.encode(), frame.epoch.encode())
+        # Digits and lower-case letters, and all of one length: every collation puts them in this order.
+        begin, end = _at(own, max(0, frame.first - MAX_EVENTS), 0), _at(own, frame.last, _LARGEST)
+        rows = self._tx.execute(
+            "select id, digest, reason, discarded_at from forebay_parked where digest between :begin and :end",
+            begin=begin,
+            end=end,
+        )
+        kept = [(row, _range_of(row["digest"])) for row in rows]
+        if not without([(frame.first, frame.last)], joined(places for _, places in kept)):
+            return False
+        for row, (first, last) in kept:
+            within = frame.first <= first and last <= frame.last
+            if within and row["reason"] == reason and row["discarded_at"] is None:
+                self._remove(row["id"])
+        self.park(delivery, None, reason, detail, alone=True, digest=_at(own, frame.first, frame.last))
+        return True
 
     def want(self, origin: Origin, place: Place, key: str | None, partition: int) -> None:
         """Keep the place of a withheld event: its key waits for the body (O4)."""
@@ -319,6 +352,15 @@ def origin_of(identity: Identity) -> Origin:
 
 def _of(origin: Origin, key: str) -> dict[str, str]:
     return {"node": origin.node, "service": origin.service, "lane": origin.lane, "key": key}
+
+
+def _at(digest: str, first: int, last: int) -> str:
+    """Return what a frame of places is known by, given the digest of its epoch."""
+    return f"{digest}{first:0{_DIGITS}}{last:0{_DIGITS}}"
+
+
+def _range_of(digest: str) -> Range:
+    return int(digest[-2 * _DIGITS : -_DIGITS]), int(digest[-_DIGITS:])
 
 
 def _digest(*parts: bytes) -> str:

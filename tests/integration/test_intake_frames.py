@@ -187,6 +187,33 @@ async def test_a_frame_that_cannot_be_read_keeps_its_origin_waiting_until_it_can
     assert await core.parked() == []
 
 
+async def test_an_event_of_frames_that_cannot_be_read_is_parked_once_however_they_are_cut(
+    core: Core, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def packed(first: int, last: int, suffix: str = "", **fields: Any) -> Delivery:
+        return stream.frame(several(stream, first, last, **fields), packed=True, suffix=suffix)
+
+    frames = [packed(1, 3), packed(4, 5), packed(6, 9), packed(1, 3, epoch=NEW)]
+    cut_elsewhere = [packed(1, 3, "~a"), packed(2, 4), packed(1, 8)]
+    more, whole = [packed(5, 12, "~b"), packed(9, 12)], packed(1, 12)
+    with monkeypatch.context() as without:
+        without.setattr(packing, "_zstd", lambda: None)
+        assert (await core.take(frames)).parked == 4
+        assert (await core.take([*cut_elsewhere, *frames])).parked == 0
+        assert (await core.take(more)).parked == 1
+        assert [each for _, each in await core.parked()] == [
+            f"{OLD}-1-3",
+            f"{OLD}-4-5",
+            f"{NEW}-1-3",
+            f"{OLD}-5-12",
+        ]
+        await core.store.write(discard, 2, "of no use")
+        assert (await core.take([frames[1]])).parked == 0
+
+    await core.take([whole])
+    assert await effects(core) == list(range(1, 13))
+
+
 @pytest.mark.parametrize("failing", [{2}, {1, 4, 13}, set(range(1, FAILURES_IN_A_ROW + 1))], ids=str)
 async def test_of_a_frame_that_is_read_at_last_only_the_failing_events_stay_parked_f1(
     core: Core, stream: Stream, monkeypatch: pytest.MonkeyPatch, failing: set[int]
