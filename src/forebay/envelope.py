@@ -32,6 +32,9 @@ KEPT_SUBJECTS, KEPT_SHAPES = 16_384, 1_024
 """Subjects and previous places, and sets of header names, that are read once while they come again and again: a message
 of a fleet of 10,000 nodes costs what one of a single node does (``bench/growth.py``)."""
 
+_KEPT_NAMES, _KEPT_CHARACTERS = 32, 1_024
+"""Of the names in a set that is kept: whoever made up others all the time would fill hundreds of megabytes else."""
+
 _REQUIRED = ("ce-specversion", "ce-source", "ce-type", "ce-id", "ce-time")
 _KNOWN = {"specversion", "id", "source", "type", "time", "datacontenttype", "partitionkey"}
 
@@ -386,15 +389,22 @@ def _sender(headers: Mapping[str, str]) -> tuple[str, str]:
     return tokens[1], tokens[2]
 
 
-@lru_cache(KEPT_SHAPES)
 def _shape(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return a message's header names in lower case, and the attributes among them that ``Message`` has no field for.
 
     A release writes the same names in the same order each time.
     """
+    usual = len(names) <= _KEPT_NAMES and sum(map(len, names)) <= _KEPT_CHARACTERS
+    return _kept_shape(names) if usual else _read_shape(names)
+
+
+def _read_shape(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     lower = tuple(name.lower() for name in names)
     attributes = dict.fromkeys(name[3:] for name in lower if name.startswith("ce-"))
     return lower, tuple(name for name in attributes if name not in _KNOWN and _ATTRIBUTE.fullmatch(name))
+
+
+_kept_shape = lru_cache(KEPT_SHAPES)(_read_shape)
 
 
 @lru_cache(KEPT_SHAPES)

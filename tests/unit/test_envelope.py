@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -99,6 +100,23 @@ def test_header_names_are_read_in_any_case() -> None:
 
 def test_unknown_headers_are_ignored() -> None:
     assert read({**HEADERS, "forebay-new": "x", "Nats-Stream": "EVENTS", "ce-": "x", "ce-a_b": "x"}) == read(HEADERS)
+
+
+@pytest.mark.parametrize("length", [3, 1000])
+def test_made_up_header_names_are_not_kept(length: int) -> None:
+    def meet(number: int) -> None:
+        many = {f"x{number}-{at}".ljust(length, "x"): "1" for at in range(3000 // length)}
+        identify(SUBJECT, {**HEADERS, **many})
+
+    meet(0)
+    tracemalloc.start()
+    try:
+        for number in range(1, 401):
+            meet(number)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 200_000
 
 
 def test_the_suffix_of_a_retransmission_does_not_change_the_event_i4() -> None:
