@@ -276,20 +276,6 @@ class Outbox:
 
     # --- reading, for the relay
 
-    def after(
-        self,
-        tx: Transaction,
-        lane: str,
-        place: Place | None,
-        *,
-        limit: int,
-        max_bytes: int,
-        destination: str = "",
-    ) -> list[Message]:
-        """Return an origin's events after a place (None: from the oldest), in order, at least one if there is one."""
-        runs = self.runs_after(tx, lane, place, limit=limit, max_bytes=max_bytes, destination=destination)
-        return [self._message(lane, run, row, destination) for run in runs for row in run.rows]
-
     def within(
         self,
         tx: Transaction,
@@ -303,7 +289,7 @@ class Outbox:
     ) -> list[Message]:
         """Return those events of a range of places that are still here, in order, at least one; withheld ones too."""
         run = self.run_within(tx, epoch, places, limit=limit, max_bytes=max_bytes)
-        return [self._message(lane, run, row, destination) for row in run.rows]
+        return [self.message(lane, run, row, destination) for row in run.rows]
 
     def waiting(self, tx: Transaction, lane: str, place: Place | None, upto: int) -> tuple[int, int]:
         """Return how many events of a lane stand behind a place, no more than ``upto`` of them, and their bytes."""
@@ -329,7 +315,10 @@ class Outbox:
         max_bytes: int,
         destination: str = "",
     ) -> list[Run]:
-        """Return what ``after`` does as rows, those of each epoch in a run; no run is empty."""
+        """Return an origin's rows after a place (None: from the oldest), in order, at least one if there is one.
+
+        Those of each epoch stand in a run; no run is empty.
+        """
         found: list[Run] = []
         for epoch in tx.execute(_EPOCHS, lane=lane, destination=destination, epoch=place.epoch if place else ""):
             after = place.sequence if place and epoch["epoch"] == place.epoch else 0
@@ -358,7 +347,8 @@ class Outbox:
         """Return what a row says in its column ``extra``."""
         return self._extra.decode(text) if text else NO_EXTRA
 
-    def _message(self, lane: str, run: Run, row: Sequence[Any], destination: str) -> Message:
+    def message(self, lane: str, run: Run, row: Sequence[Any], destination: str = "") -> Message:
+        """Return a row of a run as the message that it is."""
         sequence, kind, type_, key, time, hlc, cause, extra_text, body, _ = row
         extra = self.extra_of(extra_text)
         place = Place(run.epoch, sequence)

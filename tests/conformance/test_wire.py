@@ -34,6 +34,7 @@ from forebay.protocol.confirmation import (
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from tests.framed import encode_frame
+from tests.outboxes import messages_after
 
 WIRE = Path(__file__).parent / "wire"
 EPOCHS = ["019cab1e4c007000800000000000000a", "019cab1e4c007000800000000000000b"]
@@ -262,7 +263,7 @@ async def test_a_service_that_emits_writes_the_golden_example(tmp_path: Path, mo
             outbox.clock = HybridClock(wall=lambda: WALL)
             for one in units:
                 await UnitStore(store, outbox).write(one)
-            written = await store.read(outbox.after, "ledger", None, limit=10, max_bytes=1 << 20)
+            written = await store.read(messages_after, outbox, "ledger", None, limit=10, max_bytes=1 << 20)
         finally:
             await store.close()
     example = golden("event")

@@ -26,6 +26,7 @@ from forebay.testing.nats_server import NatsServer
 from forebay.unit_of_work import UnitStore
 from forebay.withholding import withhold
 from tests.integration.rig import NOTES, apply, connected, eventually, note, numbers, rows, serving, until
+from tests.outboxes import messages_after
 
 BUDGET = 20_000
 
@@ -205,7 +206,7 @@ async def one_step(chance: random.Random, number: int, server: NatsServer, node:
         await server.start()
     else:
         lane = chance.choice(["ledger", "telemetry"])
-        rows = await node.store.read(node.outbox.after, lane, None, limit=50, max_bytes=1 << 20)
+        rows = await node.store.read(messages_after, node.outbox, lane, None, limit=50, max_bytes=1 << 20)
         if rows and (place := chance.choice(rows).place):
             await node.store.write(withhold, {place: "as if the broker had refused it"}, 0)
 

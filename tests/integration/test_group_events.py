@@ -29,6 +29,7 @@ from forebay.outbox import Outbox
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.transaction import Transaction
 from forebay.unit_of_work import MOST_TOGETHER, UnitOfWork, UnitStore
+from tests.outboxes import messages_after
 
 SCHEMA = """
 create table parent (id integer primary key) strict;
@@ -123,7 +124,7 @@ class Opened:
 
     async def texts(self, lane: str = "ledger") -> list[str]:
         """Return the bodies of a lane's events after checking that they are dense and counted."""
-        messages = await self.units.read(self.outbox.after, lane, None, limit=100_000, max_bytes=10**9)
+        messages = await self.units.read(messages_after, self.outbox, lane, None, limit=100_000, max_bytes=10**9)
         places = [message.place for message in messages]
         assert places == [Place(places[0].epoch, at) for at in range(1, len(places) + 1)] if places else True  # type: ignore[union-attr]
 
@@ -386,7 +387,7 @@ async def test_the_engine_s_own_units_find_written_what_was_emitted_before_them_
     results = await it.together(sells("second"), raw, sells("third"))
     assert results[1] == 2
     assert sequences([results[0], results[2]]) == [2, 3]
-    messages = await it.units.read(it.outbox.after, "ledger", None, limit=10, max_bytes=10**6)
+    messages = await it.units.read(messages_after, it.outbox, "ledger", None, limit=10, max_bytes=10**6)
     assert [message.place for message in messages] == [Place(epoch, 3)]
 
     def books(tx: Transaction) -> tuple[int, int, int]:

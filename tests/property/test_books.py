@@ -33,6 +33,7 @@ from forebay.sqlite import MigrationSet
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from forebay.withholding import listed, withhold
+from tests.outboxes import messages_after
 from tests.stores import open_store
 
 BUDGET = 4000
@@ -164,7 +165,7 @@ class World:
             self.written[lane].append(parsed.place)
 
     async def rows(self, lane: str) -> list[Place]:
-        found = await self.store.read(self.outbox.after, lane, None, limit=10_000, max_bytes=1 << 30)
+        found = await self.store.read(messages_after, self.outbox, lane, None, limit=10_000, max_bytes=1 << 30)
         return [message.place for message in found if message.place]
 
     async def ask(self, seconds: float) -> None:

@@ -29,6 +29,7 @@ from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitStore
 from forebay.withholding import withhold
 from tests.integration.arrivals import ENGINE
+from tests.outboxes import messages_after
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,7 +142,7 @@ class Node:
 
     async def refuse(self, lane: str) -> None:
         """The broker refuses the oldest event of a lane for itself."""
-        messages = await self.till.read(self.outbox.after, lane, None, limit=1, max_bytes=1)
+        messages = await self.till.read(messages_after, self.outbox, lane, None, limit=1, max_bytes=1)
         if messages and (identity := parse_message_id(messages[0].message_id)):
             await self.till.write(withhold, {identity.place: "too large"}, 0)
 
@@ -235,7 +236,7 @@ async def _all_confirmed(node: Node) -> None:
     """Everything that is still here is confirmed: nothing keeps a row for ever."""
     await node.followers.ask()
     for lane in node.outbox.lanes:
-        messages = await node.till.read(node.outbox.after, lane, None, limit=10_000, max_bytes=1 << 30)
+        messages = await node.till.read(messages_after, node.outbox, lane, None, limit=10_000, max_bytes=1 << 30)
         places = [message.place for message in messages if message.place is not None]
         assert all(node.known["stock@node"].confirmed(Place(*place)) for place in places)
 

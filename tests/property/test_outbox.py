@@ -17,6 +17,7 @@ from forebay.outbox import Outbox
 from forebay.sqlite import MigrationSet
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
+from tests.outboxes import messages_after
 from tests.stores import AnyStore, open_store
 
 BUDGET = 2500
@@ -101,7 +102,7 @@ async def check(outbox: Outbox, units: UnitStore, model: Model, page: int) -> No
     for lane, rows in model.rows.items():
         found: list[tuple[Place, Place | None]] = []
         after: Place | None = None
-        while messages := await units.read(outbox.after, lane, after, limit=page, max_bytes=page * 400):
+        while messages := await units.read(messages_after, outbox, lane, after, limit=page, max_bytes=page * 400):
             assert len(messages) <= page
             found += [(message.place, message.prev) for message in messages if message.place]
             after = messages[-1].place

@@ -25,6 +25,7 @@ from forebay.outbox import Outbox
 from forebay.problems import exception_handlers
 from forebay.sqlite import MigrationSet
 from tests import stores
+from tests.outboxes import messages_after
 
 NODE = "store-330"
 
@@ -42,7 +43,7 @@ class Served:
 
     async def events(self, lane: str = "ledger") -> list[Message]:
         """What is in the outbox, in order."""
-        return await self.store.read(self.outbox.after, lane, None, limit=100_000, max_bytes=1 << 30)
+        return await self.store.read(messages_after, self.outbox, lane, None, limit=100_000, max_bytes=1 << 30)
 
 
 Serve = Callable[..., Awaitable[Served]]

@@ -25,6 +25,7 @@ from forebay.testing.nats_server import NatsServer
 from forebay.testing.waiting import until
 from tests.integration.arrivals import Core, Stream
 from tests.integration.rig import apply, connected, rows, serving
+from tests.outboxes import messages_after
 from tests.services.core_app import COLDWATCH, application, client_of, open_core
 
 TODAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -88,7 +89,7 @@ async def client(watch: Core) -> AsyncIterator[httpx.AsyncClient]:
 async def told(core: Core) -> list[tuple[str, str, datetime, datetime]]:
     """The alerts in the outbox: node, fridge, since when, and when they say that they happened."""
     found = []
-    for message in await core.sqlite.read(core.outbox.after, "ledger", None, limit=1000, max_bytes=1 << 30):
+    for message in await core.sqlite.read(messages_after, core.outbox, "ledger", None, limit=1000, max_bytes=1 << 30):
         event = msgspec.json.decode(message.body, type=ExcursionDetected)
         found.append((event.node, event.fridge, event.since, message.time))
     return found

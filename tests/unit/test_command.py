@@ -12,6 +12,7 @@ from forebay.jetstream.connection import Connection, ConnectionConfig
 from forebay.outbox import Outbox
 from forebay.running import RunningService
 from forebay.transaction import Transaction
+from tests.outboxes import messages_after
 
 
 class ReserveStock(Command, service="stock", kind="reserve-stock", lane="ledger", key="order"):
@@ -67,7 +68,7 @@ async def test_i1_each_destination_is_an_origin_of_its_own(tmp_path: Path) -> No
         assert len({each.partition("-")[0] for each in ids}) == 4
 
         def first(tx: Transaction, outbox: Outbox, destination: str) -> list[tuple[str, str]]:
-            messages = outbox.after(tx, "ledger", None, limit=9, max_bytes=9999, destination=destination)
+            messages = messages_after(tx, outbox, "ledger", None, limit=9, max_bytes=9999, destination=destination)
             return [(outbox.subject(message), message.key or "") for message in messages]
 
         read = service.store.read
@@ -89,7 +90,9 @@ async def test_a_commands_headers_name_its_sender_and_its_expiry(tmp_path: Path)
         await service.store.write(lambda tx: tx.send(ReserveStock(order="1"), to="store-1", expires=expires))
 
         def headers(tx: Transaction) -> dict[str, str]:
-            (message,) = service.outbox.after(tx, "ledger", None, limit=9, max_bytes=9999, destination="store-1/stock")
+            (message,) = messages_after(
+                tx, service.outbox, "ledger", None, limit=9, max_bytes=9999, destination="store-1/stock"
+            )
             return encode_headers(message)
 
         found = await service.store.read(headers)

@@ -22,6 +22,7 @@ from forebay.protocol.confirmation import Answer, ConfirmedBy, EpochAnswer
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.tail import GRACE, SHED_GRACE
 from forebay.unit_of_work import UnitStore
+from tests.outboxes import messages_after
 
 
 class Sold(Event, service="till", kind="sold"):
@@ -74,7 +75,7 @@ class Node:
         return parsed.epoch
 
     async def rows(self) -> list[int]:
-        found = await self.store.read(self.outbox.after, "ledger", None, limit=10_000, max_bytes=1 << 30)
+        found = await self.store.read(messages_after, self.outbox, "ledger", None, limit=10_000, max_bytes=1 << 30)
         return [message.place.sequence for message in found if message.place]
 
     async def ask(self, after: float = 0.0) -> int:

@@ -22,6 +22,7 @@ from forebay.sqlite import MigrationSet
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from forebay.withholding import release, withhold
+from tests.outboxes import messages_after
 from tests.stores import AnyStore, open_store
 
 BUDGET = 10_000
@@ -62,7 +63,7 @@ class Node:
         return [parsed.place for each in ids if (parsed := parse_message_id(each))]
 
     async def rows(self, lane: str) -> list[int]:
-        found = await self.store.read(self.outbox.after, lane, None, limit=1000, max_bytes=1 << 30)
+        found = await self.store.read(messages_after, self.outbox, lane, None, limit=1000, max_bytes=1 << 30)
         return [message.place.sequence for message in found if message.place]
 
     async def drops(self, lane: str) -> list[tuple[int, int]]:

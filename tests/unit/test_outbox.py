@@ -21,6 +21,7 @@ from forebay.protocol.confirmation import ConfirmedBy
 from forebay.sqlite import MigrationSet
 from forebay.transaction import Transaction
 from forebay.unit_of_work import UnitOfWork, UnitStore
+from tests.outboxes import messages_after
 from tests.stores import open_store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -66,7 +67,7 @@ class Node:
         return await self.store.write(lambda tx: [tx.emit(event, time=NOW) for event in events])
 
     async def rows(self, lane: str = "ledger") -> list[Message]:
-        return await self.store.read(self.outbox.after, lane, None, limit=1000, max_bytes=1 << 30)
+        return await self.store.read(messages_after, self.outbox, lane, None, limit=1000, max_bytes=1 << 30)
 
     async def books(self, lane: str = "ledger") -> tuple[int, int, int]:
         def read(tx: Transaction) -> tuple[int, int, int]:
@@ -244,9 +245,11 @@ async def test_an_event_that_is_refused_and_caught_leaves_no_hole_i3(node: Node)
 
 async def test_the_oldest_come_first_and_at_least_one_whatever_its_size(node: Node) -> None:
     ids = await node.emit(*[Sold(basket=str(n)) for n in range(5)])
-    tiny = await node.store.read(node.outbox.after, "ledger", None, limit=10, max_bytes=1)
+    tiny = await node.store.read(messages_after, node.outbox, "ledger", None, limit=10, max_bytes=1)
     assert [m.message_id for m in tiny] == ids[:1]
-    some = await node.store.read(node.outbox.after, "ledger", Place(*_place(ids[1])), limit=2, max_bytes=1 << 20)
+    some = await node.store.read(
+        messages_after, node.outbox, "ledger", Place(*_place(ids[1])), limit=2, max_bytes=1 << 20
+    )
     assert [m.message_id for m in some] == ids[2:4]
 
 

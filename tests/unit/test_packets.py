@@ -9,6 +9,7 @@ from forebay.packets import Packer, Packet, Room
 from forebay.testing.stores import opened
 from forebay.transaction import Transaction
 from tests.framed import encode_frame
+from tests.outboxes import messages_after
 
 
 class Measured(Event, service="fridges", kind="measured", lane="telemetry", key="fridge"):
@@ -39,7 +40,7 @@ async def test_a_frame_of_rows_is_the_frame_of_their_messages_and_names_the_epoc
             return Packer(outbox, wire_bytes).after(tx, "telemetry", None, ROOM).packets
 
         packets = await store.read(read)
-        messages = await store.read(outbox.after, "telemetry", None, limit=100, max_bytes=1 << 20)
+        messages = await store.read(messages_after, outbox, "telemetry", None, limit=100, max_bytes=1 << 20)
 
     assert [(each.first, each.last) for each in packets] == [(1, 3), (1, 3)]
     written = [encode_frame(part) for part in (messages[:3], messages[3:])]
