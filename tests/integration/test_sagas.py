@@ -18,6 +18,8 @@ from forebay.command import Command
 from forebay.envelope import Message
 from forebay.errors import ConfigurationError
 from forebay.event import Event
+from forebay.handlers import Handlers
+from forebay.intake import take_all
 from forebay.lanes import Lane
 from forebay.outbox import Outbox
 from forebay.saga import Saga, Sagas, Step, compensates, moves, starts, times_out
@@ -26,6 +28,7 @@ from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.timers import Timers
 from forebay.transaction import Row
 from forebay.unit_of_work import UnitOfWork, UnitStore
+from tests.integration.arrivals import Stream, opened
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LIMIT = timedelta(minutes=10)
@@ -301,6 +304,31 @@ async def test_b5_a_step_that_is_taken_again_sets_the_deadline_that_it_set_befor
         await one.take(TripBooked(trip="t-1"))
         rows = await one.store.read(lambda tx: tx.execute("select deadline from forebay_timer"))
         assert [row["deadline"] for row in rows] == [round((NOW + LIMIT).timestamp() * 1000)]
+
+
+async def test_b5_a_deadline_stays_and_passes_once_though_the_stream_is_made_anew_and_brings_the_event_later(
+    tmp_path: Path,
+) -> None:
+    handlers, stream = Handlers(), Stream()
+    for kind in TRIPS.events:
+        handlers.add(kind, TRIPS.tell, batch=False)
+    booked = stream.event(1, b'{"trip":"t-1"}', service="trips", kind="trip-booked", key="t-1")
+    anew = booked._replace(stored_at=booked.stored_at + 3_600_000_000_000)
+
+    async with opened(tmp_path / "trips.db", "trips", handlers, lanes=[Lane("ledger")]) as core:
+        await core.store.write(take_all, handlers, "EVENTS", "2017", [booked], True)
+        deadline = await core.rows("select deadline from forebay_timer")
+        taken = await core.store.write(take_all, handlers, "EVENTS", "2018", [anew], True)
+        assert (taken.applied, taken.duplicates) == (0, 1)
+        reckoned = booked.stored_at // 1_000_000 + round(LIMIT.total_seconds() * 1000)
+        assert await core.rows("select deadline from forebay_timer") == deadline == [{"deadline": reckoned}]
+
+        timers = Timers(TRIPS.timers, core.store, lambda: anew.stored_at / 1e9 + 2 * LIMIT.total_seconds())
+        await timers.fire_due()
+        await core.store.write(take_all, handlers, "EVENTS", "2018", [anew], True)
+        await timers.fire_due()
+        sent = await core.rows("select type from forebay_outbox order by hlc")
+        assert [row["type"] for row in sent] == ["hotel.hold-room.v1", "hotel.free-room.v1"]
 
 
 async def test_a_saga_starts_once_and_events_of_nobody_start_nothing(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ class Step:
         instance: the instance's name: the value of the event's field that names it.
         message: the message that moved it; None for a timeout, and for what the service itself said.
         now: when the step counts as taken, aware: when the broker stored the message, or the deadline that passed. So
-            a restored store that takes the step again sets the same deadlines (B5).
+            a restored store that takes the step again sets the same deadlines (B5), where it reads the message again
+            where it stood; in a stream that was made anew it has another time.
     """
 
     def __init__(
