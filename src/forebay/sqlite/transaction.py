@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
@@ -114,7 +114,7 @@ class SqliteTransaction:
             text, values, _ = _prepared(sql)
             with suppress(KeyError):  # SQLite says which one is missing
                 sql, rows = text, list(map(values, rows))
-        self._many(sql, rows)
+        self._run(self._connection.executemany, sql, rows)
 
     def insert_many(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows whose values stand in the order of ``columns``. Raises as ``execute`` does.
@@ -127,10 +127,10 @@ class SqliteTransaction:
         for together in ROWS_TOGETHER if set(map(len, rows)) == {len(columns)} else ():
             while len(rows) - at >= together and together * len(columns) <= MOST_VALUES:
                 values = list(chain.from_iterable(rows[at : at + together]))
-                self._one(_insertion(table, columns, together), values)
+                self._run(self._connection.execute, _insertion(table, columns, together), values)
                 at += together
         if at < len(rows):  # of another length, it shows which is wrong
-            self._many(_insertion(table, columns, 1), rows[at:])
+            self._run(self._connection.executemany, _insertion(table, columns, 1), rows[at:])
 
     def join(self) -> Together | None:
         """Return what this unit's group writes together; whoever takes it settles it before reading what it is about.
@@ -151,17 +151,10 @@ class SqliteTransaction:
         self._over = True
         self._cursor.close()
 
-    def _one(self, sql: str, values: Sequence[Any]) -> None:
+    def _run(self, run: Callable[[str, Any], object], sql: str, values: Iterable[Any]) -> None:
         self._check(sql)
         try:
-            self._connection.execute(sql, values)
-        except sqlite3.Error as error:
-            self._raise(error)
-
-    def _many(self, sql: str, rows: Iterable[Any]) -> None:
-        self._check(sql)
-        try:
-            self._connection.executemany(sql, rows)
+            run(sql, values)
         except sqlite3.Error as error:
             self._raise(error)
 
