@@ -13,12 +13,13 @@ import msgspec
 from bench.atomic_batches import pour
 from bench.services.metering import Metered
 from forebay.clock import format_tick
-from forebay.envelope import JSON, Message, encode_headers, event_subject
+from forebay.envelope import JSON, Message, encode_headers
 from forebay.event import EventSpec
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection, ConnectionConfig
 from forebay.jetstream.publishing import Outgoing
 from forebay.jetstream.topology import apply_topology, consumer_spec, desired
+from forebay.subjects import event_subject
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BATCH_TYPE = "application/cloudevents-batch+json"

@@ -19,6 +19,7 @@ from forebay.errors import BodyError, ForgedSourceError, FrameFoundError, Header
 from forebay.headers import Headers
 from forebay.identity import NAME, Place, parse_event_id, parse_place
 from forebay.plain import Plain, read_plain
+from forebay.subjects import KEPT_SUBJECTS, command_parts, subject_parts
 
 JSON = "application/json"
 BATCH = "application/cloudevents-batch+json"
@@ -28,9 +29,8 @@ GATEWAY = "gateway"
 _TO_ENCODE = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
 _ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _ATTRIBUTE = re.compile(r"[a-z0-9]{1,64}")
-KEPT_SUBJECTS, KEPT_SHAPES = 16_384, 1_024
-"""Subjects and previous places, and sets of header names, that are read once while they come again and again: a message
-of a fleet of 10,000 nodes costs what one of a single node does (``bench/growth.py``)."""
+KEPT_SHAPES = 1_024
+"""Sets of header names that are read once while they come again and again."""
 
 _KEPT_NAMES, _KEPT_CHARACTERS = 32, 1_024
 """Of the names in a set that is kept: whoever made up others all the time would fill hundreds of megabytes else."""
@@ -159,17 +159,6 @@ def parse_time(text: str) -> datetime:
         return time.astimezone(UTC)
     except OverflowError:
         raise HeaderError(f"time {text!r} is out of range in UTC") from None
-
-
-def event_subject(node: str, service: str, kind: str) -> str:
-    """The subject that an event is published on; the stream adds the partition."""
-    return f"evt.{node}.{service}.{kind}"
-
-
-def command_subject(destination: str, kind: str) -> str:
-    """The subject that a command for ``<node>/<service>`` is published on."""
-    node, _, service = destination.partition("/")
-    return f"cmd.{node}.{service}.{kind}"
 
 
 def encode_headers(message: Message) -> dict[str, str]:
@@ -354,31 +343,6 @@ def _check(identity: Identity, source: str, body: bytes) -> None:
         raise ForgedSourceError(f"ce-source {source!r} is not /{identity.node}/{identity.service}, as the subject says")
     if not body:
         raise BodyError("the body is empty")
-
-
-def command_parts(subject: str) -> tuple[str, str]:
-    """Return the destination, ``<node>/<service>``, and the kind that a command's subject names.
-
-    Raises:
-        HeaderError: the subject is not ``cmd.<node>.<service>.<command>`` with names in it.
-    """
-    tokens = subject.split(".")
-    if len(tokens) != 4 or tokens[0] != "cmd" or not all(NAME.fullmatch(token) for token in tokens[1:]):
-        raise HeaderError(f"subject {subject!r} is not cmd.<node>.<service>.<command>")
-    return f"{tokens[1]}/{tokens[2]}", tokens[3]
-
-
-@lru_cache(KEPT_SUBJECTS)
-def subject_parts(subject: str) -> tuple[str, str, str]:
-    """Return node, service and kind of a stored event's subject.
-
-    Raises:
-        HeaderError: the subject is not ``evt.<p>.<node>.<service>.<kind>`` with names in it.
-    """
-    tokens = subject.split(".")
-    if len(tokens) != 5 or tokens[0] != "evt" or not all(NAME.fullmatch(token) for token in tokens[2:]):
-        raise HeaderError(f"subject {subject!r} is not evt.<partition>.<node>.<service>.<event>")
-    return tokens[2], tokens[3], tokens[4]
 
 
 def _sender(headers: Mapping[str, str]) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from forebay.delivery import Delivery
-from forebay.envelope import subject_parts
 from forebay.errors import HeaderError
 from forebay.headers import Headers
+from forebay.subjects import subject_parts
 
 _MESSAGE_ID, _PREV = b"NATS/1.0\r\nNats-Msg-Id: ", b"\r\nforebay-prev: "
 _EPOCH_BEGINS, _EPOCH_ENDS = len(_MESSAGE_ID), len(_MESSAGE_ID) + 32

@@ -20,11 +20,12 @@ from typing import NamedTuple
 import msgspec
 
 from forebay.clock import parse_tick
-from forebay.envelope import BATCH, GATEWAY, JSON, Message, is_batch, subject_parts
+from forebay.envelope import BATCH, GATEWAY, JSON, Message, is_batch
 from forebay.errors import BodyError, ForgedSourceError, HeaderError, MessageError
 from forebay.frame_event import FrameEvent, FrameIdentity, read_alike
 from forebay.identity import NAME, Place, parse_message_id, parse_place
 from forebay.packing import ZSTD, unpack
+from forebay.subjects import subject_parts
 
 MAX_EVENTS = 10_000
 """Events of one frame, as far as readers take one."""

@@ -18,13 +18,14 @@ from forebay import dropping, freeing
 from forebay.clock import HybridClock
 from forebay.drafts import COLUMNS, NO_EXTRA, Draft, Entry, Extra, Tail, Tails, entry_of
 from forebay.draining import DrainRate
-from forebay.envelope import Message, command_subject, event_subject, parse_time
+from forebay.envelope import Message, parse_time
 from forebay.errors import BudgetSpentError, ConfigurationError
 from forebay.identity import Origin, Place, checked_name, parse_place
 from forebay.lanes import Lane
 from forebay.protocol.confirmation import ConfirmedBy
 from forebay.runs import WITHHELD, WRITTEN, Run, read_run
 from forebay.sequences import Range
+from forebay.subjects import command_subject, event_subject
 from forebay.transaction import Transaction
 
 _ORIGIN = """

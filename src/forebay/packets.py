@@ -13,7 +13,7 @@ import msgspec
 
 from forebay.clock import format_tick
 from forebay.drafts import NO_EXTRA
-from forebay.envelope import GATEWAY, add_optional, command_subject, event_subject, write_headers
+from forebay.envelope import GATEWAY, add_optional, write_headers
 from forebay.frame import (
     frame_headers,
     frames_take,
@@ -32,6 +32,7 @@ from forebay.packing import can_pack, pack
 from forebay.plain_heads import PlainHeads
 from forebay.runs import Run
 from forebay.sequences import Range
+from forebay.subjects import command_subject, event_subject
 from forebay.transaction import Transaction
 
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 
-from forebay.envelope import KEPT_SUBJECTS, Message, parse_time, prev_of, subject_parts
+from forebay.envelope import Message, parse_time, prev_of
 from forebay.errors import HeaderError
 from forebay.headers import Headers
 from forebay.identity import Place
 from forebay.plain import Plain, read_plain
+from forebay.subjects import KEPT_SUBJECTS, subject_parts
 
 
 def plain_of(headers: Mapping[str, str]) -> Plain | None:

@@ -14,7 +14,7 @@ import pytest
 
 from forebay.clock import HybridClock
 from forebay.drafts import Draft, Extra
-from forebay.envelope import Message, command_subject, decode_message, encode_headers, event_subject, identify
+from forebay.envelope import Message, decode_message, encode_headers, identify
 from forebay.event import Event
 from forebay.frame import decode_frame, identify_frame
 from forebay.identity import Place, partition_of
@@ -32,6 +32,7 @@ from forebay.protocol.confirmation import (
     WithheldPlace,
 )
 from forebay.sqlite import MigrationSet, SqliteStore
+from forebay.subjects import command_subject, event_subject
 from forebay.unit_of_work import UnitOfWork, UnitStore
 from tests.framed import encode_frame
 from tests.outboxes import messages_after

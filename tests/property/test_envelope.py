@@ -13,7 +13,6 @@ from forebay.envelope import (
     Message,
     decode_message,
     encode_headers,
-    event_subject,
     format_time,
     identify,
     parse_time,
@@ -27,6 +26,7 @@ from forebay.jetstream.publishing import encode_head
 from forebay.plain import read_plain
 from forebay.plain_event import decode_usual, plain_of
 from forebay.plain_heads import PlainHeads
+from forebay.subjects import event_subject
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 EPOCHS = st.integers(0, 2**128 - 1).map("{:032x}".format)

@@ -10,7 +10,6 @@ from forebay.envelope import (
     Message,
     decode_message,
     encode_headers,
-    event_subject,
     format_time,
     identify,
     parse_time,
@@ -19,6 +18,7 @@ from forebay.envelope import (
 )
 from forebay.errors import BodyError, ForgedSourceError, HeaderError, MessageError
 from forebay.identity import Place
+from forebay.subjects import event_subject
 
 EPOCH = "0190a1b2c3d47e5f8a9b0c1d2e3f4a5b"
 OTHER = "0190a1b2c3d47e5f8a9b0c1d2e3f4a5c"
