@@ -253,6 +253,21 @@ async def test_the_oldest_come_first_and_at_least_one_whatever_its_size(node: No
     assert [m.message_id for m in some] == ids[2:4]
 
 
+async def test_what_waits_behind_a_place_is_counted_in_events_and_bytes_as_far_as_is_asked(
+    node: Node,
+) -> None:
+    ids = await node.emit(*[Sold(basket=str(n)) for n in range(5)])
+
+    async def waiting(place: Place | None, upto: int) -> tuple[int, int]:
+        return await node.store.read(node.outbox.waiting, "ledger", place, upto)
+
+    events, size = await waiting(None, 10)
+    assert (events, size % 5) == (5, 0)
+    assert await waiting(None, 2) == (2, size // 5 * 2)
+    assert await waiting(Place(*_place(ids[2])), 10) == (2, size // 5 * 2)
+    assert await waiting(Place(*_place(ids[4])), 10) == (0, 0)
+
+
 async def test_freeing_raises_the_floor_and_keeps_the_books_o1(node: Node) -> None:
     ids = await node.emit(*[Sold(basket=str(n)) for n in range(5)])
     epoch, _ = _place(ids[0])
