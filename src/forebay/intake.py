@@ -121,8 +121,9 @@ class Intake:
             self._park_frame(frame, delivery, error)
             return
         if not known.follows(first, frame.last, frame.prev, frame.lane):
+            row = InARow(self._failing, self._failing.get(frame.message_id))
             for event in events:
-                self._take_event(identity_of(frame, event), alone(frame, event, delivery), event)
+                self._take_event(identity_of(frame, event), alone(frame, event, delivery), event, row)
             return
         if not self._apply_alike(events):
             self._apply_each(frame, events, delivery)
@@ -187,8 +188,10 @@ class Intake:
         else:
             self._calls.call(*found, event)
 
-    def _take_event(self, identity: Identity, delivery: Delivery, event: FrameEvent | None = None) -> None:
-        """Take one event; ``event`` is what was read of it already, where it came in a frame."""
+    def _take_event(
+        self, identity: Identity, delivery: Delivery, event: FrameEvent | None = None, row: InARow | None = None
+    ) -> None:
+        """Take one event; where it came in a frame, ``event`` is what was read of it, and ``row`` the frame's."""
         place = identity.place
         if place is None:
             if self.inbox.seen_foreign(identity, delivery):
@@ -199,7 +202,10 @@ class Intake:
         origin = self.inbox.of(identity, place)
         match origin.judge(place, identity.prev, identity.lane):
             case Verdict.APPLY:
-                self._apply(identity, delivery, event)
+                if row is None:
+                    self._apply(identity, delivery)
+                else:
+                    self._apply_of(row, identity, delivery, event)
                 origin.settle(place)
                 if origin.due() is not None:
                     self.drain(origin_of(identity), origin, delivery.partition)
@@ -228,9 +234,7 @@ class Intake:
             if step.due is Due.HELD:
                 released = self.inbox.release(origin, place, partition)
                 identity, event = read_alone(released)
-                applied = self.taken.applied
-                self._apply(identity, released, event, row.untried(identity.message_id))
-                row.note(identity.message_id, applied=self.taken.applied > applied)
+                self._apply_of(row, identity, released, event)
                 known.settle(place)
             elif step.due is Due.DROPPED:
                 self.skip(origin, known, step, "drop", "the node's budget pushed it out")
@@ -238,6 +242,12 @@ class Intake:
                 self.parking.want(origin, place, step.key, partition)
                 known.want(place)
                 self.taken.parked += 1
+
+    def _apply_of(self, row: InARow, identity: Identity, delivery: Delivery, event: FrameEvent | None) -> None:
+        """Make the effect of one of the events that came together, or park it."""
+        applied = self.taken.applied
+        self._apply(identity, delivery, event, row.untried(identity.message_id))
+        row.note(identity.message_id, applied=self.taken.applied > applied)
 
     def skip(self, origin: Origin, known: OriginInbox, places: Step, kind: str, reason: str) -> None:
         """Pass places without their events, on record."""

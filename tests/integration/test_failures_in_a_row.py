@@ -37,6 +37,24 @@ def counted(tries: list[int]) -> Handlers:
     return known
 
 
+async def checked_at_commit(core: Core, *known: int) -> Handlers:
+    """Return handlers of which only a COMMIT says that an event is at fault: each but those of these numbers is."""
+
+    def prepare(work: UnitOfWork) -> None:
+        work.execute("create table known (n bigint primary key)")
+        work.execute("create table checked (n bigint references known (n) deferrable initially deferred)")
+        for n in known:
+            work.execute("insert into known (n) values (:n)", n=n)
+
+    def check(tx: UnitOfWork, event: Rung) -> None:
+        tx.execute("insert into checked (n) values (:n)", n=event.n)
+
+    await core.store.write(prepare)
+    checking = Handlers()
+    checking.add(Rung, check, batch=False)
+    return checking
+
+
 @pytest.mark.parametrize("keys", [None, 2], ids=["without keys", "two events of each key"])
 @pytest.mark.parametrize("framed", [False, True], ids=["held", "a frame"])
 async def test_of_many_events_that_fail_only_the_first_ten_are_tried_whatever_waits_between_them_f2(
@@ -62,6 +80,34 @@ async def test_of_many_events_that_fail_only_the_first_ten_are_tried_whatever_wa
     assert await watermark(core) == MANY + 1
 
 
+async def test_a_frame_that_overlaps_what_is_known_is_not_tried_as_a_whole_for_each_failure_f2(
+    core: Core, stream: Stream
+) -> None:
+    tries: list[int] = []
+    reader = Committed(core, counted(tries))
+
+    await reader.take([event(stream, 1)])
+    await reader.take([stream.frame([event(stream, 1), *(event(stream, at, FAILING) for at in range(2, MANY + 2))])])
+
+    assert tries.count(FAILING) == FAILURES_IN_A_ROW
+    assert len(await core.parked()) == MANY
+    assert await watermark(core) == MANY + 1
+    assert reader.committing.suspended is not None
+
+
+async def test_a_frame_that_overlaps_and_that_the_commit_finds_at_fault_is_parked_f1(
+    core: Core, stream: Stream
+) -> None:
+    """The reader stood still for ever."""
+    reader = Committed(core, await checked_at_commit(core, 1, 3))
+
+    await reader.take([event(stream, 1)])
+    assert await reader.take([stream.frame([event(stream, at) for at in (1, 2, 3)])]) == 1
+
+    assert await core.parked() == [("handler", f"{OLD}-2"), ("handler", f"{OLD}-3")]
+    assert await watermark(core) == 3
+
+
 async def test_the_event_behind_which_all_fail_has_its_effect_f1(core: Core, stream: Stream) -> None:
     """It was parked with them, under the error of another."""
     reader = Committed(core)
@@ -83,20 +129,7 @@ async def test_where_some_succeed_between_them_each_event_is_tried(core: Core, s
 
 async def test_a_held_event_that_the_commit_finds_at_fault_is_parked_f1(core: Core, stream: Stream) -> None:
     """Which of those that went on together it is a COMMIT does not say: the reader stood still for ever."""
-
-    def prepare(work: UnitOfWork) -> None:
-        work.execute("create table known (n bigint primary key)")
-        work.execute("create table checked (n bigint references known (n) deferrable initially deferred)")
-        for n in (1, 2, 4):
-            work.execute("insert into known (n) values (:n)", n=n)
-
-    def check(tx: UnitOfWork, event: Rung) -> None:
-        tx.execute("insert into checked (n) values (:n)", n=event.n)
-
-    checking = Handlers()
-    checking.add(Rung, check, batch=False)
-    await core.store.write(prepare)
-    reader = Committed(core, checking)
+    reader = Committed(core, await checked_at_commit(core, 1, 2, 4))
 
     await reader.take([event(stream, at) for at in (2, 3, 4)])
     assert await reader.take([event(stream, 1)]) == 1
