@@ -86,14 +86,16 @@ async def test_o6_what_a_killed_server_acknowledged_is_there_and_the_store_goes_
                     known.append(f"{number:06}")
 
         writing = asyncio.create_task(keep_writing())
-        for _ in range(2):
-            reached = len(known) + 20
-            await eventually(partial(_at_least, known, reached))
-            await asyncio.to_thread(own_server.kill)
-            await asyncio.to_thread(own_server.start)
-        await eventually(partial(_at_least, known, len(known) + 20), 20)
-        stopped = True
-        await writing
+        try:
+            for _ in range(2):
+                reached = len(known) + 20
+                await eventually(partial(_at_least, known, reached))
+                await asyncio.to_thread(own_server.kill)
+                await asyncio.to_thread(own_server.start)
+            await eventually(partial(_at_least, known, len(known) + 20), 20)
+        finally:  # else it writes for ever to a store that is closed, and nothing else has a turn
+            stopped = True
+            await writing
         assert set(known) <= set(await store.read(names))
         assert await store.read(opening) != before, "a new session is another opening: it takes new epochs (I2)"
 

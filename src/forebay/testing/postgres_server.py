@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -151,8 +152,12 @@ class PostgresServer:
         """End it at once (SIGKILL), with all its sessions, and wait for them. Does nothing when it is not there."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)  # it would restart what is killed first
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # and begins no more sessions
+            sessions = _children(self._process.pid)
             self._signal(signal.SIGKILL)
             self._process.wait()
+            for pid in sessions:  # no server starts on the data of one that still has a session
+                _wait_for_end(pid)
             self._process = None
 
     def stop(self) -> None:
@@ -248,6 +253,18 @@ def _children(parent: int) -> list[int]:
             if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
                 found.append(int(path.parent.name))
     return found
+
+
+def _wait_for_end(pid: int) -> None:
+    """Wait for the end of a killed process that is no child of ours."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            ending = select.poll()
+            ending.register(process, select.POLLIN)
+            ending.poll(READY_TIMEOUT * 1000)
+        finally:
+            os.close(process)
 
 
 def _user() -> pwd.struct_passwd | None:
