@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -315,6 +316,7 @@ async def run(path: Path, steps: list[tuple[Any, ...]]) -> None:
         await world.sqlite.close()
 
 
+@pytest.mark.timeout(900)  # on PostgreSQL: sixty histories, each commit synced to a disk that other work may keep busy
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEP, min_size=15, max_size=40))
 def test_the_books_balance_at_every_moment_and_the_floor_passes_nothing_that_a_consumer_lacks_o1_o3_o4(
