@@ -84,6 +84,8 @@ def rollback(world: World) -> None:
         known = former.messages if former.created == stream.created else {}
         revived = (at for at in stream.messages if at <= former.last and at not in known)
         world.oracle.revived |= {(stream.created, at) for at in revived}
+        gone = ((at, message) for at, message in known.items() if at > stream.last)
+        world.oracle.taken_back |= {(stream.created, at, message.message_id) for at, message in gone}
         world.say("ROLLBACK", stream.created, stream.last)
         world.disconnect()
     else:
