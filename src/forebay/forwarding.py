@@ -12,10 +12,10 @@ import msgspec
 
 from forebay.backoff import Backoff
 from forebay.identity import Place
-from forebay.jetstream.outcomes import OF_ITSELF, Denied, Outcome, Refused, Stored
+from forebay.jetstream.outcomes import OF_ITSELF, Denied, Outcome, Refused, Stored, all_stored
 from forebay.jetstream.publishing import MAX_BATCH
 from forebay.lanes import Frames
-from forebay.packets import Packet, Room
+from forebay.packets import Packet, Room, events_of
 from forebay.protocol.forwards import Forwards
 from forebay.protocol.resending import Forwarded
 from forebay.sequences import Range, joined, without
@@ -103,6 +103,8 @@ class LaneState(msgspec.Struct):
         A refusal is the message's own where its code says so, or where another message of the lane got through. A
         frame is never settled by one: its events are tried in smaller ones, down to the one that is refused alone.
         """
+        if all_stored(outcomes):
+            return len(packets)
         through = any(isinstance(outcome, Stored) for outcome in outcomes)
         for count, (packet, outcome) in enumerate(zip(packets, outcomes, strict=True)):
             own = _is_own(outcome, through=through) and packet.events == 1
@@ -112,19 +114,17 @@ class LaneState(msgspec.Struct):
 
     def acknowledged(self, packets: Sequence[Packet], outcomes: Sequence[Outcome], incarnation: str) -> int:
         """Note where in the stream messages are that were settled; return how many events were stored."""
-        stored = [
-            (packet, outcome) for packet, outcome in zip(packets, outcomes, strict=True) if isinstance(outcome, Stored)
-        ]
+        stored = [packet for packet, outcome in zip(packets, outcomes, strict=True) if isinstance(outcome, Stored)]
         # A duplicate is acknowledged at its old sequence; a segment speaks for the highest of its places.
-        highest = max((outcome.sequence for _, outcome in stored), default=0)
+        highest = max([outcome.sequence for outcome in outcomes if isinstance(outcome, Stored)], default=0)
         now = time.time()
-        for epoch in dict.fromkeys(packet.epoch for packet, _ in stored):
-            ranges = joined((packet.first, packet.last) for packet, _ in stored if packet.epoch == epoch)
-            self.forwards.record(epoch, Forwarded(ranges[0][0], ranges[-1][1], incarnation, highest, now))
-            withheld = self.withheld.get(epoch, ())
-            if bodies := without(withheld, without(withheld, ranges)):  # what is in both
+        for epoch in dict.fromkeys([packet.epoch for packet in stored]):
+            places = [(first, last) for each, first, last, _, _ in stored if each == epoch]  # in order
+            self.forwards.record(epoch, Forwarded(places[0][0], places[-1][1], incarnation, highest, now))
+            withheld = self.withheld.get(epoch)
+            if withheld and (bodies := without(withheld, without(withheld, places))):  # what is in both
                 self.bodies[epoch] = joined([*self.bodies.get(epoch, ()), *bodies])
-        return sum(packet.events for packet, _ in stored)
+        return events_of(stored)
 
     def try_withheld(self, places: Iterable[Place]) -> None:
         """Send the bodies of these places again, all that are withheld (O4)."""

@@ -6,7 +6,7 @@ frame is one string on its way to the body, one that goes alone is its headers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -59,6 +59,16 @@ class Packet(NamedTuple):
         return self.last - self.first + 1
 
 
+def events_of(packets: Iterable[Packet]) -> int:
+    """Return how many events messages hold together."""
+    return sum([last - first + 1 for _, first, last, _, _ in packets])
+
+
+def bytes_of(packets: Iterable[Packet]) -> int:
+    """Return the bytes that messages take on the wire together."""
+    return sum([size for _, _, _, _, size in packets])
+
+
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What there is room for.
 
@@ -95,7 +105,12 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes on the wire."""
-        return sum(packet.size for packet in self.packets)
+        return bytes_of(self.packets)
+
+    @property
+    def events(self) -> int:
+        """How many events it holds."""
+        return events_of(self.packets)
 
 
 class Look(NamedTuple):
@@ -154,6 +169,10 @@ class Packer:
         batch = self.after(tx, lane, place, room)
         return batch._replace(prepared=self._prepare([packet.outgoing for packet in batch.packets]))
 
+    def following(self, tx: Transaction, look: Look, others: Iterable[tuple[str, Place | None]]) -> tuple[Batch, bool]:
+        """Return what ``ready`` does, and whether none of the other lanes has events after its place."""
+        return self.ready(tx, *look), not any(self._outbox.any_after(tx, lane, place) for lane, place in others)
+
     def first(self, tx: Transaction, looks: Sequence[Look]) -> Found:
         """Return the events of the first lane that has any."""
         for at, look in enumerate(looks):
@@ -179,7 +198,7 @@ class Packer:
             if not writing.add(run):
                 break
         read = sum(len(run.rows) for run in runs)
-        written = sum(packet.events for packet in writing.packets)
+        written = events_of(writing.packets)
         disk = sum(run.bytes for run in runs)
         more = written < read or any(run.more for run in runs)
         return Batch(writing.packets, disk if written == read else disk * written // max(1, read), more)

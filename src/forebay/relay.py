@@ -7,11 +7,9 @@ event: the relay waits for it for ever and spends no attempt.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskStatus
@@ -22,13 +20,14 @@ from forebay.errors import LinkError, StoreError, TopologyError
 from forebay.forwarding import LaneState
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
-from forebay.jetstream.outcomes import Outcome, Refused, Stored, Uncertain
+from forebay.jetstream.outcomes import Outcome, Refused, Stored, Uncertain, all_stored
 from forebay.jetstream.publishing import Prepared, Publisher
 from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.link import Link
+from forebay.looking_ahead import LookAhead
 from forebay.outbox import Outbox
-from forebay.packets import Batch, Found, Look, Packer, Packet
+from forebay.packets import Batch, Found, Look, Packer, Packet, bytes_of
 from forebay.protocol.resending import Forwarded
 from forebay.sequences import Range
 from forebay.unit_of_work import UnitStore
@@ -41,15 +40,6 @@ LIMITS_INTERVAL = 60.0
 
 RETRY_INTERVAL = 3600.0
 """Seconds after which withheld events are tried again although no limit is known to have changed."""
-
-
-class _Ahead(NamedTuple):
-    """A batch that was read before its turn: what follows ``place`` in a lane."""
-
-    lane: str
-    place: Place
-    limits: object
-    batch: Batch
 
 
 class Relay:
@@ -78,8 +68,9 @@ class Relay:
         self._on_forwarded = on_forwarded
         self._clock = clock
         self._wakened = anyio.Event()
+        self._wakes = 0
         self._packer = Packer(outbox, publisher.wire_bytes, publisher.prepare)
-        self._ahead: _Ahead | None = None
+        self._ahead = LookAhead(store, self._packer)
         self.lanes = {name: LaneState(frames=lane.framing) for name, lane in outbox.lanes.items()}
         self.incarnation: str | None = None
         self.problem: str | None = None
@@ -99,6 +90,7 @@ class Relay:
 
     def wake(self) -> None:
         """Say that there may be rows to send; cheap, may be called from the event loop at any time."""
+        self._wakes += 1
         self._wakened.set()
 
     def forwarded(self, lane: str, place: Place, destination: str = "") -> Forwarded | None:
@@ -190,7 +182,7 @@ class Relay:
         return self.lanes.values()
 
     async def _drain(self, generation: int) -> None:
-        self._ahead = None
+        self._ahead.drop()
         for state in self._origins():  # a new connection is a reason to try at once
             state.not_before = 0.0
         self._connection.watch(self)
@@ -274,32 +266,25 @@ class Relay:
     def _begins_to_gather(self, lane: str, state: LaneState, batch: Batch) -> bool:
         """Let a lane wait for more to send with what it has, unless it has waited or has enough."""
         seconds, frames = self._outbox.lanes[lane].flush_seconds, state.frames
-        events = sum(packet.events for packet in batch.packets)
-        full = batch.more or (frames is not None and (events >= frames.events or batch.disk >= frames.most_bytes))
-        if seconds and not full and state.gathers_until is None:
-            state.gathers_until = self._clock() + seconds
-            return True
+        if seconds and state.gathers_until is None and not batch.more:
+            full = frames is not None and (batch.events >= frames.events or batch.disk >= frames.most_bytes)
+            if not full:
+                state.gathers_until = self._clock() + seconds
+                return True
         if not batch.more:
             state.gathers_until = None
         return False
 
     async def _next(self, looks: Sequence[Look]) -> Found:
         """Return what there is to send next."""
-        ahead = self._ahead
-        before = [at for at, look in enumerate(looks) if ahead is not None and look.lane == ahead.lane][:1]
-        if ahead is None or not before:
+        if (at := self._ahead.at(looks)) is None:
             return await self._store.read(self._packer.first, looks)
-        at = before[0]
-        if at and (found := await self._store.read(self._packer.first, looks[:at])).batch.packets:
-            return found._replace(rest=True)
-        self._ahead = None
-        _, place, room = looks[at]
-        packets = ahead.batch.packets
-        events = sum(packet.events for packet in packets)
-        # What has come since the look that found nothing has woken us: only a new one will find it.
-        fits = bool(packets) and events <= room.events and ahead.batch.size <= room.wire
-        if fits and (ahead.place, ahead.limits) == (place, (room.message, room.frames)):
-            return Found(at, ahead.batch, rest=True)
+        if at and not self._ahead.alone(self._wakes):
+            found = await self._store.read(self._packer.first, looks[:at])
+            if found.batch.packets:
+                return found._replace(rest=True)
+        if batch := self._ahead.take(looks[at]):
+            return Found(at, batch, rest=True)
         found = await self._store.read(self._packer.first, looks[at:])
         return found._replace(at=at + found.at)
 
@@ -309,18 +294,13 @@ class Relay:
         Raises:
             StoreError: what the broker refuses could not be withheld.
         """
-        place = batch.packets[-1].place
         room = state.room(self._link.batch_bytes, self._publisher.max_payload)
-
-        async def read_ahead() -> None:
-            with contextlib.suppress(StoreError):  # whoever needs it reads it again, and meets the same
-                found = await self._store.read(self._packer.ready, lane, place, room)
-                self._ahead = _Ahead(lane, place, (room.message, room.frames), found)
-
+        look = Look(lane, batch.packets[-1].place, room)
+        others = [(name, each.sent) for name, each in self.lanes.items() if name != lane]
         settled, failure = 0, None
         if batch.more and not state.singly:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(read_ahead)
+                tasks.start_soon(self._ahead.read, look, others, self._wakes)
                 try:
                     settled, _ = await self._send(lane, state, batch)
                 except StoreError as error:
@@ -369,7 +349,7 @@ class Relay:
         if settled:
             self.published += stored
             self.messages += settled
-            self.sent_bytes += sum(packet.size for packet in packets[:settled])
+            self.sent_bytes += bytes_of(packets[:settled])
             self._note_forwarded(destination)
         if settled == len(packets):
             state.go_on()
@@ -393,7 +373,7 @@ class Relay:
             messages = [packet.outgoing for packet in packets]
             outcomes = await self._publisher.publish(messages, atomic=atomic, prepared=prepared)
             seconds = self._clock() - began
-        if all(isinstance(outcome, Stored) for outcome in outcomes):
+        if all_stored(outcomes):
             self._link.carried(size, seconds, lowest=len(names) > 1 and lane == names[-1])
         elif any(isinstance(outcome, Uncertain) for outcome in outcomes):
             self._link.failed()
@@ -401,6 +381,8 @@ class Relay:
 
     async def _withhold(self, lane: str, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
         """Move what the broker refuses for itself beside the outbox, so that the lane goes on (O4)."""
+        if all_stored(outcomes):
+            return
         refused = {
             packet.place: f"{outcome.description} ({outcome.code})"
             for packet, outcome in zip(packets, outcomes, strict=True)

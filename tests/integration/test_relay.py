@@ -16,8 +16,9 @@ from forebay.identity import parse_place
 from forebay.jetstream.connection import Connection, Incoming
 from forebay.jetstream.streams import api_request, stream_state
 from forebay.link import Link
+from forebay.looking_ahead import Ahead
 from forebay.packets import Batch, Look
-from forebay.relay import Relay, _Ahead
+from forebay.relay import Relay
 from forebay.running import RunningService
 from forebay.testing.nats_server import NatsServer
 from tests.integration.rig import (
@@ -149,7 +150,7 @@ async def test_what_was_written_after_a_look_ahead_that_found_nothing_is_found(
         place = parse_place(ids[0])
         assert place is not None
         state.sent = place
-        relay._ahead = _Ahead("ledger", place, (room.message, room.frames), Batch([], 0, more=False))
+        relay._ahead.found = Ahead(Look("ledger", place, room), Batch([], 0, more=False))
         found = await relay._next([Look("ledger", place, room)])
         assert [packet.first for packet in found.batch.packets] == [2, 3]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
@@ -74,6 +77,20 @@ class PubAck(msgspec.Struct):
 
 
 _decode_ack = msgspec.json.Decoder(PubAck).decode
+
+
+def stored_from(first: int, count: int) -> list[Outcome]:
+    """Return the outcomes of messages that were stored one behind the other from a sequence on."""
+    return list(map(_stored, zip(range(first, first + count), repeat(False))))
+
+
+_stored = partial(tuple.__new__, Stored)
+"""Makes one in a third of the time that its constructor takes; a batch has a thousand."""
+
+
+def all_stored(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every message was stored, of none too."""
+    return set(map(type, outcomes)) <= {Stored}
 
 
 def is_wall(outcome: Outcome) -> bool:

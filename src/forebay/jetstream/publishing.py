@@ -25,11 +25,11 @@ from forebay.jetstream.outcomes import (
     Outcome,
     PubAck,
     Refused,
-    Stored,
     Uncertain,
     is_wall,
     read_ack,
     refused_by,
+    stored_from,
     verdict,
 )
 from forebay.jetstream.replies import Replies
@@ -274,7 +274,7 @@ class Publisher:
         ack = read_ack(result)
         if not isinstance(ack, PubAck) or ack.count != count:
             return _Next.SINGLES_AFTER_LOSS
-        return [Stored(ack.seq - count + number, duplicate=False) for number in range(1, count + 1)]
+        return stored_from(ack.seq - count + 1, count)
 
     def _refusal(self, result: Incoming | LinkError, count: int) -> list[Outcome] | _Next | None:
         """Return what a refused batch comes to; None if this answer does not refuse it."""
