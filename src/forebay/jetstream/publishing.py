@@ -165,9 +165,9 @@ class Publisher:
         """Return messages as one atomic batch sends them; None where they are no batch. From any thread."""
         if not 1 < len(messages) <= MAX_BATCH:
             return None
-        batch = secrets.token_hex(16)
+        batch = secrets.token_hex(8)
         subjects = {subject: subject.encode() for subject in {message.subject for message in messages}}
-        more = self._expected + _of_batch(batch)
+        more = _of_batch(batch)
         begin, parts, largest = _FRAMING + len(more) + len(b"\r\n"), [], 0
         for number, (subject, headers, body, head, _) in enumerate(messages, 1):
             head = head or encode_head(headers)
@@ -341,7 +341,9 @@ class Publisher:
         return _FRAMING + len(head) + len(self._expected) + len(message.body)
 
     def _batched(self, batch: str, number: int, message: Outgoing, reply: str, commit: bytes = b"") -> bytes:
-        return _command(message, reply, b"%b%b%d\r\n%b" % (self._expected, _of_batch(batch), number, commit))
+        # One stream takes a whole batch or nothing of it: that it is the expected one the first message alone asks.
+        expected = self._expected if number == 1 else b""
+        return _command(message, reply, b"%b%b%d\r\n%b" % (expected, _of_batch(batch), number, commit))
 
 
 def _of_batch(batch: str) -> bytes:
