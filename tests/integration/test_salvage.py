@@ -221,6 +221,13 @@ def scribble(path: Path) -> None:
         overwrite(path, (page - 1) * PAGE + dice.randrange(PAGE - 64), dice.randbytes(64))
 
 
+def miscount(path: Path) -> None:
+    """One bit in the number of a page's rows: SQLite gives rows that are none, with lower rowids, and fails then."""
+    for page in random.Random(3).sample(leaves(path), 5):
+        at = (page - 1) * PAGE + 3
+        overwrite(path, at, bytes([path.read_bytes()[at] ^ 0x02]))
+
+
 DAMAGES: list[Callable[[Path], None]] = [
     truncate,
     truncate_within_a_page,
@@ -229,6 +236,7 @@ DAMAGES: list[Callable[[Path], None]] = [
     wipe_leaves,
     wipe_root,
     scribble,
+    miscount,
 ]
 
 

@@ -66,16 +66,19 @@ class TableReader:
         sql = f"select rowid, {self._list} from {self._table} not indexed where rowid >= ? order by rowid"
         start: int | None = -_LARGEST - 1
         while start is not None:
-            last = None
+            before = last = start - 1
             try:
                 for row in self._connection.execute(sql, (start,)):
-                    last = row[0]
+                    if row[0] > last:
+                        before, last = last, row[0]
+                    else:  # a wrong page gives rows that are none, with any rowid: it goes on behind what is in order
+                        self.whole = False
+                        last = max(before, row[0])
                     yield row
             except _UNREADABLE:
                 self.whole = False
-                first = start if last is None else last + 1
-                start = self._next_readable(first)
-                self._gaps.append((first, _LARGEST if start is None else start - 1))
+                start = self._next_readable(last + 1)
+                self._gaps.append((before + 1, _LARGEST if start is None else start - 1))
             else:
                 return
 
@@ -106,6 +109,8 @@ class TableReader:
             row = self._connection.execute(sql, (start,)).fetchone()
         except _UNREADABLE:
             return None
+        if row is not None and row[0] < start:
+            return None  # it does not belong where it stands
         return (None if row is None else row[0],)
 
     def _both_ways(self) -> Iterator[Sequence[Any]]:
