@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -178,7 +179,10 @@ def test_delays_are_short_at_first_grow_and_start_over_only_after_a_stable_conne
     assert all(backoff.delay() <= 0.8 for _ in range(50))
 
 
-def test_a_connection_that_closes_in_the_middle_of_a_call_is_lost_under_uvloop_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended", [False, True], ids=["flusher", "no flusher"])
+def test_a_connection_that_closes_in_the_middle_of_a_call_is_lost_under_uvloop_too(tmp_path: Path, ended: bool) -> None:
+    """What nats-py writes by itself ends its flusher, which tells nobody: from then on calls write themselves."""
+
     async def ignored(_: Exception | None = None) -> None:
         """Nothing is told."""
 
@@ -188,10 +192,21 @@ def test_a_connection_that_closes_in_the_middle_of_a_call_is_lost_under_uvloop_t
             config = ConnectionConfig(servers=[server.url], name="n", inbox_prefix="_INBOX_n")
             await client.login(config, server.url, on_error=ignored, on_gone=ignored)
             writer: asyncio.StreamWriter = getattr(client._transport, "_io_writer")  # noqa: B009 - mypy knows no private ones
+            flusher = client._flusher_task
+            assert flusher is not None
+            if ended:
+                flusher.cancel()
+                await asyncio.wait({flusher})
             writer.transport.abort()
-            await asyncio.sleep(0)  # it is closed, and the read loop has not seen it yet
-            with pytest.raises(ConnectionResetError, match="the connection was lost"):
-                await client.flush()
+            while "closed=True" not in repr(writer.transport):  # noqa: ASYNC110 -- a closed transport sets no event
+                await asyncio.sleep(0)
+            assert client.is_connected  # the read loop has not seen it yet
+            calls: list[Callable[[], Awaitable[object]]] = [client.flush]
+            if ended:
+                calls = [lambda: client.send(b"PING\r\n"), lambda: client.publish("a"), lambda: client.subscribe("a")]
+            for call in calls:
+                with pytest.raises(ConnectionResetError, match="the connection was lost"):
+                    await call()
             client.abort()
 
     uvloop.run(run())
