@@ -25,7 +25,7 @@ from forebay.frame import (
 )
 from forebay.headers import Headers
 from forebay.identity import MessageId, Place, retransmission_id
-from forebay.jetstream.publishing import Outgoing, Prepared, encode_head
+from forebay.jetstream.publishing import Outgoing, Prepared, Staged, encode_head
 from forebay.lanes import Frames
 from forebay.outbox import Outbox
 from forebay.packing import can_pack, pack
@@ -94,13 +94,14 @@ class Batch(NamedTuple):
         packets: the messages.
         disk: bytes that their rows take.
         more: whether other events of the origin follow them.
-        prepared: the messages as an atomic batch sends them; None where that is left to whoever sends.
+        prepared: the messages as an atomic batch sends them, or has staged them; None where that is left to whoever
+            sends.
     """
 
     packets: list[Packet]
     disk: int
     more: bool
-    prepared: Prepared | None = None
+    prepared: Prepared | Staged | None = None
 
     @property
     def size(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import anyio
 from anyio.abc import TaskStatus
@@ -21,7 +22,7 @@ from forebay.forwarding import LaneState
 from forebay.identity import Place
 from forebay.jetstream.connection import Connection
 from forebay.jetstream.outcomes import Outcome, Refused, Stored, Uncertain, all_stored
-from forebay.jetstream.publishing import Prepared, Publisher
+from forebay.jetstream.publishing import Prepared, Publisher, Staged
 from forebay.jetstream.streams import stream_state
 from forebay.jetstream.topology.checks import stream_problems
 from forebay.link import Link
@@ -70,7 +71,7 @@ class Relay:
         self._wakened = anyio.Event()
         self._wakes = 0
         self._packer = Packer(outbox, publisher.wire_bytes, publisher.prepare)
-        self._ahead = LookAhead(store, self._packer)
+        self._ahead = LookAhead(store, self._packer, publisher)
         self.lanes = {name: LaneState(frames=lane.framing) for name, lane in outbox.lanes.items()}
         self.incarnation: str | None = None
         self.problem: str | None = None
@@ -297,10 +298,11 @@ class Relay:
         room = state.room(self._link.batch_bytes, self._publisher.max_payload)
         look = Look(lane, batch.packets[-1].place, room)
         others = [(name, each.sent) for name, each in self.lanes.items() if name != lane]
+        wide = self._link.cap is None and not self._link.narrow
         settled, failure = 0, None
         if batch.more and not state.singly:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._ahead.read, look, others, self._wakes)
+                tasks.start_soon(partial(self._ahead.read, look, others, self._wakes, wide=wide))
                 try:
                     settled, _ = await self._send(lane, state, batch)
                 except StoreError as error:
@@ -332,9 +334,7 @@ class Relay:
         size = batch.size
         state.wrote(size, batch.disk)
         reach("relay.publishing")
-        outcomes = await self._publish(
-            lane, batch.packets, size, None if state.singly else batch.prepared, atomic=not state.singly
-        )
+        outcomes = await self._publish(lane, batch.packets, size, batch.prepared, atomic=not state.singly)
         reach("relay.published")
         return await self._settle(lane, state, batch.packets, outcomes, destination)
 
@@ -363,7 +363,13 @@ class Relay:
         self._on_forwarded()
 
     async def _publish(
-        self, lane: str, packets: Sequence[Packet], size: int, prepared: Prepared | None = None, *, atomic: bool
+        self,
+        lane: str,
+        packets: Sequence[Packet],
+        size: int,
+        prepared: Prepared | Staged | None = None,
+        *,
+        atomic: bool,
     ) -> list[Outcome]:
         """Publish when the link is free for this lane, and learn from it how much the link carries."""
         names = list(self.lanes)
@@ -373,7 +379,9 @@ class Relay:
             messages = [packet.outgoing for packet in packets]
             outcomes = await self._publisher.publish(messages, atomic=atomic, prepared=prepared)
             seconds = self._clock() - began
+        self._ahead.acknowledged_in = float("inf")
         if all_stored(outcomes):
+            self._ahead.acknowledged_in = seconds
             self._link.carried(size, seconds, lowest=len(names) > 1 and lane == names[-1])
         elif any(isinstance(outcome, Uncertain) for outcome in outcomes):
             self._link.failed()

@@ -223,3 +223,59 @@ async def test_a_missing_stream_is_named(nats_server: NatsServer) -> None:
             await stream_state(connection, "EVENTS")
         with pytest.raises(LinkError):
             await api_request(connection, "STREAM.CREATE.EVENTS", {"name": "OTHER"})
+
+
+async def test_a_staged_batch_is_stored_by_its_publish_and_not_before(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as connection, Publisher(connection, "EVENTS") as publisher:
+        await create_stream(connection)
+        later = messages(1001, 2000)
+        prepared = publisher.prepare(later)
+        assert prepared is not None
+        assert await publisher.stage(prepared) is None  # it is not known yet that the stream takes batches
+        await publisher.publish(messages(1, 2))
+        staged = await publisher.stage(prepared)
+        assert staged is not None
+        assert await publisher.publish(messages(3, 1000)) == [Stored(n, duplicate=False) for n in range(3, 1001)]
+        await asyncio.wait_for(staged.begun, 5)  # the server has taken it up
+        assert (await stream_state(connection, "EVENTS")).last == 1000
+        outcomes = await publisher.publish(later, prepared=staged)
+        assert outcomes == [Stored(n, duplicate=False) for n in range(1001, 2001)]
+        assert (await stored_ids(connection, 1010))[-11:] == [f"id-{n}" for n in range(1000, 1011)]
+        assert publisher.pending == 0
+
+
+async def test_of_a_staged_batch_that_is_given_up_nothing_is_stored(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as connection, Publisher(connection, "EVENTS") as publisher:
+        await create_stream(connection)
+        await publisher.publish(messages(1, 2))
+        prepared = publisher.prepare(messages(3, 10))
+        assert prepared is not None
+        staged = await publisher.stage(prepared)
+        assert staged is not None
+        publisher.drop(staged)
+        assert await publisher.stage(prepared) is None  # the server keeps the first one open for a while
+        assert publisher.pending == 0
+        assert await publisher.publish(messages(3, 10)) == [Stored(n, duplicate=False) for n in range(3, 11)]
+        assert (await stream_state(connection, "EVENTS")).last == 10
+
+
+async def test_a_staged_batch_of_another_connection_or_with_a_known_id_is_sent_anew(nats_server: NatsServer) -> None:
+    async with connected(nats_server.url) as connection, Publisher(connection, "EVENTS") as publisher:
+        await create_stream(connection)
+        await publisher.publish(messages(1, 2))
+        for first in (3, 13):
+            prepared = publisher.prepare(messages(first, first + 9))
+            assert prepared is not None
+            staged = await publisher.stage(prepared)
+            assert staged is not None
+            if first == 3:
+                staged = staged._replace(generation=staged.generation - 1)
+                known: list[Stored] = []
+            else:
+                known = [Stored(13, duplicate=False)]
+                assert await publisher.publish(messages(13, 13)) == known
+            outcomes = await publisher.publish(messages(first, first + 9), prepared=staged)
+            stored = [Stored(n, duplicate=n == 13 and bool(known)) for n in range(first, first + 10)]
+            assert outcomes == stored
+        assert (await stream_state(connection, "EVENTS")).last == 22
+        assert publisher.pending == 0

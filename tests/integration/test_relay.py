@@ -222,6 +222,26 @@ async def test_all_arrives_once_when_the_broker_is_killed_while_it_is_written_to
             assert [each for _, each in await stored(connection)] == ids
 
 
+async def test_a_backlog_arrives_once_and_in_order_though_the_broker_is_killed_while_it_drains(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with connected(nats_server.url) as connection:
+        await create_stream(connection)
+        nats_server.kill()
+        await until(lambda: not connection.connected)
+        async with serving(door(), connection, tmp_path) as service:
+            ids = []
+            for first in range(1, 5_000, 500):
+                ids += await service.store.write(open_doors, first, first + 499)
+            for events in (500, 2_500):
+                await nats_server.start()
+                await until(lambda events=events: relay_of(service).published > events, 20)  # type: ignore[misc]
+                nats_server.kill()
+            await nats_server.start()
+            await until(lambda: _sent_all(service, ids), 30)
+            assert [each for _, each in await stored(connection)] == ids
+
+
 def _sent_all(service: RunningService, ids: list[str]) -> bool:
     return str(relay_of(service).lanes["ledger"].sent) == ids[-1]
 

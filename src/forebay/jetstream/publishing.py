@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from functools import partial
 from types import TracebackType
@@ -32,15 +30,31 @@ from forebay.jetstream.outcomes import (
     stored_from,
     verdict,
 )
+from forebay.jetstream.outgoing import (
+    FRAMING,
+    MAX_BATCH,
+    Outgoing,
+    Prepared,
+    encode_command,
+    encode_head,
+    of_batch,
+    prepare_batch,
+)
 from forebay.jetstream.replies import Replies
+
+__all__ = ["MAX_BATCH", "Outgoing", "Prepared", "Publisher", "Staged", "encode_head"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 1_000
-"""Messages of one atomic batch; a limit of the server."""
-
 BATCH_ATTEMPTS = 4
 """How often one batch is tried while the server answers that it timed out or that too many are open."""
+
+STAGED_FOR = 5.0
+"""Seconds after which a staged batch is not committed any more: the server abandons it after ten."""
+
+CROWDED = 10.0
+"""Seconds for which no batch is staged after the server had too many open, or one was given up: it abandons one after
+as long."""
 
 PUBLISH_TIMEOUT = 5.0
 """Seconds for an acknowledgement."""
@@ -48,54 +62,29 @@ PUBLISH_TIMEOUT = 5.0
 BATCH_HEADERS = 128
 """Bytes of the headers that a message has more in a batch."""
 
-_FRAMING = len(b"NATS/1.0\r\n\r\n")
-"""Bytes that the server counts to a message's headers beside them."""
 
-
-class Outgoing(NamedTuple):
-    """A message to publish; ``headers`` holds its ``Nats-Msg-Id``, without which no retry is safe.
+class Staged(NamedTuple):
+    """A batch of which the server has everything but what commits it.
 
     Attributes:
-        head: the headers as ``encode_head`` writes them, where that was done already.
-        divisible: refused for itself it comes again in parts; nothing that follows it may be stored before.
+        prepared: the batch.
+        generation: of the connection that it was sent on.
+        reply: where the answer to its first message goes.
+        begun: that answer.
+        at: seconds of the event loop's clock when it was sent.
     """
 
-    subject: str
-    headers: Mapping[str, str]
-    body: bytes
-    head: bytes = b""
-    divisible: bool = False
-
-
-class Prepared(NamedTuple):
-    """Messages as one atomic batch sends them, made where there is time for it.
-
-    Attributes:
-        batch: the batch's id.
-        between: the commands of all but the first message and the last, which are made when they are sent.
-        largest: bytes of the largest message.
-    """
-
-    batch: str
-    between: bytes
-    largest: int
+    prepared: Prepared
+    generation: int
+    reply: str
+    begun: asyncio.Future[Incoming | LinkError]
+    at: float
 
 
 class _Next(Enum):
     AGAIN = auto()
     SINGLES = auto()
     SINGLES_AFTER_LOSS = auto()
-
-
-def encode_head(headers: Mapping[str, str]) -> bytes:
-    """Return headers as they stand on the wire, each on its line; a line break in a value becomes a space."""
-    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if text.count("\n") != len(headers):
-        text = "".join([f"{name}: {_LINE_BREAKS.sub(' ', value)}\r\n" for name, value in headers.items()])
-    return text.encode()
-
-
-_LINE_BREAKS = re.compile(r"[\r\n]+")
 
 
 class Publisher:
@@ -127,6 +116,7 @@ class Publisher:
         self._subscription: Subscription | None = None
         self._batches_proven = False
         self._no_batches_in = 0
+        self._crowded_until = 0.0
 
     @property
     def pending(self) -> int:
@@ -163,25 +153,39 @@ class Publisher:
 
     def prepare(self, messages: Sequence[Outgoing]) -> Prepared | None:
         """Return messages as one atomic batch sends them; None where they are no batch. From any thread."""
-        if not 1 < len(messages) <= MAX_BATCH:
+        return prepare_batch(messages) if 1 < len(messages) <= MAX_BATCH else None
+
+    async def stage(self, prepared: Prepared) -> Staged | None:
+        """Send a batch but for its last message, which commits it: nothing of it is stored before ``publish``.
+
+        So the server takes it in while it stores the batch before, and nothing overtakes that one.
+
+        Returns:
+            None where that cannot be done now; nothing is under way then. ``drop`` what is not published.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._crowded_until or not (self._batches_proven and self._takes_batches and self._fits(prepared)):
             return None
-        batch = secrets.token_hex(8)
-        subjects = {subject: subject.encode() for subject in {message.subject for message in messages}}
-        more = _of_batch(batch)
-        begin, parts, largest = _FRAMING + len(more) + len(b"\r\n"), [], 0
-        for number, (subject, headers, body, head, _) in enumerate(messages, 1):
-            head = head or encode_head(headers)
-            size = begin + len(head) + len(str(number))
-            whole = size + len(body)
-            largest = max(largest, whole)
-            parts.append(
-                b"HPUB %b  %d %d\r\nNATS/1.0\r\n%b%b%d\r\n\r\n%b\r\n"
-                % (subjects[subject], size, whole, head, more, number, body)
-            )
-        return Prepared(batch, b"".join(parts[1:-1]), largest)
+        generation = self._connection.generation
+        reply, begun = self._replies.expect(prepared.subjects, self.timeout)
+        begin = self._batched(prepared.batch, 1, prepared.first, reply)
+        try:
+            await self._connection.send(begin + prepared.between)
+        except BaseException as error:
+            self._replies.forget(reply)
+            if isinstance(error, LinkError):
+                return None
+            raise
+        return Staged(prepared, generation, reply, begun, now)
+
+    def drop(self, staged: Staged) -> None:
+        """Give a staged batch up. Until the server has forgotten it no other one is staged."""
+        self._replies.forget(staged.reply)
+        if staged.generation == self._connection.generation:
+            self._crowded_until = asyncio.get_running_loop().time() + CROWDED
 
     async def publish(
-        self, messages: Sequence[Outgoing], *, atomic: bool = True, prepared: Prepared | None = None
+        self, messages: Sequence[Outgoing], *, atomic: bool = True, prepared: Prepared | Staged | None = None
     ) -> list[Outcome]:
         """Publish in order and return one outcome per message, in the same order.
 
@@ -192,12 +196,16 @@ class Publisher:
         Args:
             messages: any number; more than 1,000 go as several batches, one after the other.
             atomic: use atomic batches where the stream allows them.
-            prepared: what ``prepare`` returned for these very messages; used where they go as a batch.
+            prepared: what ``prepare`` or ``stage`` returned for these very messages; used where they go as a batch.
         """
         limit = self.max_payload
-        fits_at_once = prepared is not None and (limit is None or prepared.largest + BATCH_HEADERS <= limit)
-        if atomic and fits_at_once and self._takes_batches:
-            return await self._batch(messages, prepared)
+        staged = prepared if isinstance(prepared, Staged) else None
+        ready = prepared.prepared if isinstance(prepared, Staged) else prepared
+        if staged is not None and not (atomic and self._stands(staged)):
+            self.drop(staged)
+            staged = ready = None  # under its id the server may have it yet
+        if atomic and ready is not None and self._takes_batches and self._fits(ready):
+            return await self._batch(messages, ready, staged)
         outcomes: list[Outcome] = []
         for start in range(0, len(messages), MAX_BATCH):
             chunk = messages[start : start + MAX_BATCH]
@@ -223,13 +231,29 @@ class Publisher:
     def _takes_batches(self) -> bool:
         return self._no_batches_in != self._connection.generation
 
-    async def _batch(self, messages: Sequence[Outgoing], prepared: Prepared | None = None) -> list[Outcome]:
+    def _fits(self, prepared: Prepared) -> bool:
+        limit = self.max_payload
+        return limit is None or prepared.largest + BATCH_HEADERS <= limit
+
+    def _stands(self, staged: Staged) -> bool:
+        """Whether the server still has what was staged, and takes it."""
+        late = asyncio.get_running_loop().time() > staged.at + STAGED_FOR
+        same = staged.generation == self._connection.generation
+        return same and not late and self._takes_batches and self._fits(staged.prepared)
+
+    async def _batch(
+        self, messages: Sequence[Outgoing], prepared: Prepared | None = None, staged: Staged | None = None
+    ) -> list[Outcome]:
         for attempt in range(BATCH_ATTEMPTS):
-            result = await self._try_batch(messages, None if attempt else prepared)
+            if attempt or prepared is None:  # each attempt is a batch of its own
+                prepared, staged = self.prepare(messages), None
+            assert prepared is not None  # noqa: S101 - it is two or more
+            result = await self._try_batch(prepared, staged)
             if isinstance(result, list):
                 return result
             if result is not _Next.AGAIN:
                 break
+            self._crowded_until = asyncio.get_running_loop().time() + CROWDED
             await anyio.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311
         logger.info("batch.split", extra={"stream": self._stream, "messages": len(messages)})
         outcomes = await self._singles(messages)
@@ -237,24 +261,26 @@ class Publisher:
             return [Uncertain(each.why) if isinstance(each, NotSent) else each for each in outcomes]
         return outcomes
 
-    async def _try_batch(self, messages: Sequence[Outgoing], prepared: Prepared | None) -> list[Outcome] | _Next:
-        prepared = prepared or self.prepare(messages)
-        assert prepared is not None  # noqa: S101 - it is two or more
-        batch, count = prepared.batch, len(messages)
+    async def _try_batch(self, prepared: Prepared, staged: Staged | None) -> list[Outcome] | _Next:
+        batch, count = prepared.batch, prepared.messages
         generation = self._connection.generation
-        begun_reply, begun = self._replies.expect((messages[0].subject,), self.timeout)
+        if staged is not None:
+            begun_reply, begun, parts = staged.reply, staged.begun, b""
+        else:
+            begun_reply, begun = self._replies.expect(prepared.subjects, self.timeout)
+            parts = self._batched(batch, 1, prepared.first, begun_reply)
         commit_reply = ""
         try:
             # Until the stream is known to take batches, one message is enough to find out.
-            first = 0 if self._batches_proven else 1
-            if first:
-                await self._connection.send(self._batched(batch, 1, messages[0], begun_reply))
+            if parts and not self._batches_proven:
+                await self._connection.send(parts)
+                parts = b""
                 if refusal := self._refusal(await begun, count):
                     return refusal
-            commit_reply, committed = self._replies.expect({each.subject for each in messages}, self.timeout)
-            begin = b"" if first else self._batched(batch, 1, messages[0], begun_reply)
-            end = self._batched(batch, count, messages[-1], commit_reply, b"Nats-Batch-Commit: 1\r\n")
-            await self._connection.send(b"".join((begin, prepared.between, end)))
+            commit_reply, committed = self._replies.expect(prepared.subjects, self.timeout)
+            between = b"" if staged is not None else prepared.between
+            end = self._batched(batch, count, prepared.last, commit_reply, b"Nats-Batch-Commit: 1\r\n")
+            await self._connection.send(b"".join((parts, between, end)))
             result = await committed
         except LinkError as error:
             return [NotSent(str(error))] * count
@@ -267,7 +293,7 @@ class Publisher:
             return [Uncertain(str(result))] * count
         # A batch that was refused at its first message ends with a commit that only says "incomplete".
         answer = begun.result() if begun.done() and not begun.cancelled() else None
-        refusal = (answer and self._refusal(answer, count)) or self._refusal(result, count)
+        refusal = (isinstance(answer, Incoming) and self._refusal(answer, count)) or self._refusal(result, count)
         if refusal:
             return refusal
         self._batches_proven = True
@@ -319,7 +345,7 @@ class Publisher:
                 answer.add_done_callback(partial(settled, index))
                 sent[reply] = answer
                 try:
-                    await self._connection.send(_command(message, reply, self._expected))
+                    await self._connection.send(encode_command(message, reply, self._expected))
                 except LinkError as error:
                     outcomes[index] = NotSent(str(error))
                     self._replies.settle(reply, error)
@@ -338,23 +364,9 @@ class Publisher:
     def wire_bytes(self, message: Outgoing) -> int:
         """The size that the server holds against its limit: ``NATS/1.0``, the headers, an empty line and the body."""
         head = message.head or encode_head(message.headers)
-        return _FRAMING + len(head) + len(self._expected) + len(message.body)
+        return FRAMING + len(head) + len(self._expected) + len(message.body)
 
     def _batched(self, batch: str, number: int, message: Outgoing, reply: str, commit: bytes = b"") -> bytes:
         # One stream takes a whole batch or nothing of it: that it is the expected one the first message alone asks.
         expected = self._expected if number == 1 else b""
-        return _command(message, reply, b"%b%b%d\r\n%b" % (expected, _of_batch(batch), number, commit))
-
-
-def _of_batch(batch: str) -> bytes:
-    """Return the headers of a batch's message, up to its number."""
-    return b"Nats-Batch-Id: %b\r\nNats-Batch-Sequence: " % batch.encode()
-
-
-def _command(message: Outgoing, reply: str, more: bytes) -> bytes:
-    """Return a message as the client protocol has it, with ``more`` headers."""
-    head = (message.head or encode_head(message.headers)) + more
-    size = _FRAMING + len(head)
-    return b"HPUB %b %b %d %d\r\nNATS/1.0\r\n%b\r\n%b\r\n" % (
-        message.subject.encode(), reply.encode(), size, size + len(message.body), head, message.body
-    )  # fmt: skip
+        return encode_command(message, reply, b"%b%b%d\r\n%b" % (expected, of_batch(batch), number, commit))
