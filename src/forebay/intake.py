@@ -93,7 +93,7 @@ class Intake:
         message = decode_usual(delivery.subject, plain, delivery.body, delivery.time)
         if message is None or message.place is None:
             return False
-        if not self.inbox.of(message, message.place).pass_next(message.place, message.lane):
+        if not self.inbox.of(message, message.place).pass_next(message.place, message.prev, message.lane):
             return False
         try:
             found = self._handlers.find(message)

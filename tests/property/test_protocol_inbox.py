@@ -127,16 +127,16 @@ def test_passing_the_next_place_at_once_is_to_judge_and_to_settle_it_with_nothin
     following = 1 if state_of is None else state_of.passed.watermark + 1
     place = Place(epoch, data.draw(st.just(following) | st.integers(1, 9)))
     lane = data.draw(st.sampled_from(["ledger", "telemetry"]))
+    said = st.sampled_from([None, Place("a", 1), Place("b", 3), Place("unknown", 1)])
+    prev = data.draw(said) if state_of is None else state_of.prev
 
-    passed = at_once.pass_next(place, lane)
+    passed = at_once.pass_next(place, prev, lane)
 
     if passed:
-        assert state_of is not None
-        assert slowly.judge(place, state_of.prev, lane) is Verdict.APPLY
+        assert slowly.judge(place, prev, lane) is Verdict.APPLY
         slowly.settle(place)
         assert slowly.due() is None
         assert seen(at_once) == seen(slowly)
     else:
         assert seen(at_once) == before
-        usual = quiet and state_of is not None and slowly.judge(place, state_of.prev, lane) is Verdict.APPLY
-        assert not usual
+        assert not (quiet and slowly.judge(place, prev, lane) is Verdict.APPLY)

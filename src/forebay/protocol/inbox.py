@@ -165,15 +165,20 @@ class OriginInbox:
             return Verdict.APPLY
         return Verdict.HOLD
 
-    def pass_next(self, place: Place, lane: str) -> bool:
+    def pass_next(self, place: Place, prev: Place | None, lane: str) -> bool:
         """Pass a place where ``judge`` would let it take effect, and nothing would be due once it is settled.
 
-        That is so of the next place of an epoch that is known, while nothing waits in any of its origin's. False for
-        every other, which is left as it was.
+        That is so of the next place of an epoch, one not seen before included, while nothing waits in any of its
+        origin's. False for every other, which is left as it was.
         """
         epoch, sequence = place
         state = self.epochs.get(epoch)
-        if state is None or state.lane != lane or sequence != state.passed.watermark + 1 or state.given_up is not None:
+        if state is None:
+            if sequence != 1 or not self._reached(prev) or self._waits():
+                return False
+            self.epochs[epoch] = EpochState(lane, prev, SequenceSet(1), changed=True)
+            return True
+        if state.lane != lane or sequence != state.passed.watermark + 1 or state.given_up is not None:
             return False
         if state.prev is not None and not self._reached(state.prev):
             return False
