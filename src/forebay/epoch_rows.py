@@ -71,6 +71,13 @@ SAVE_MANY = """
 watermark], ...}``."""
 
 
+THEIR_NUMBERS = "returning id, node, service, epoch"
+"""Behind ``SAVE_MANY`` on SQLite: the numbers of the rows."""
+
+SimpleRow = tuple[str, str, str, str, str, int]
+"""Node, service, epoch, lane, the place before it and the watermark."""
+
+
 def numbered(rows: Iterable[tuple[str | int, ...]]) -> str:
     """Return rows as a JSON object by their numbers: what ``json_each`` takes apart on either store."""
     return msgspec.json.encode(dict(zip(map(str, count()), rows, strict=False))).decode()

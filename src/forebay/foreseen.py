@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from forebay.delivery import Delivery
+from forebay.envelope import Message
 from forebay.errors import HeaderError
 from forebay.headers import Headers
+from forebay.identity import Place
 from forebay.subjects import subject_parts
 
 _MESSAGE_ID, _PREV = b"NATS/1.0\r\nNats-Msg-Id: ", b"\r\nforebay-prev: "
@@ -17,6 +19,11 @@ _EPOCH_BEGINS, _EPOCH_ENDS = len(_MESSAGE_ID), len(_MESSAGE_ID) + 32
 
 Met = tuple[str, str, str, str]
 """Node, service, an epoch, and the epoch before it, which is empty where there is none."""
+
+
+def met_of(message: Message, place: Place) -> Met:
+    """Return what the inbox will be asked for when an event is taken that was read already."""
+    return message.node, message.service, place.epoch, message.prev.epoch if message.prev else ""
 
 
 def foreseen(deliveries: Sequence[Delivery]) -> set[Met]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from forebay.calm_epochs import OF_ORIGIN, CalmEpochs
 from forebay.delivery import Delivery
 from forebay.envelope import Identity, Message
 from forebay.epoch_rows import (
@@ -19,12 +20,14 @@ from forebay.epoch_rows import (
     OF_MANY,
     SAVE,
     SAVE_MANY,
+    THEIR_NUMBERS,
     WAITING,
+    SimpleRow,
     numbered,
     row_of,
     state_of,
 )
-from forebay.foreseen import Met, foreseen
+from forebay.foreseen import Met, foreseen, met_of
 from forebay.frame_event import FrameIdentity
 from forebay.identity import Origin, Place, parse_place
 from forebay.protocol.confirmation import EpochAnswer
@@ -111,28 +114,50 @@ class Inbox:
         self._tx = tx
         self._origins: dict[tuple[str, str], OriginInbox] = {}
         self._held_bytes: dict[tuple[str, str], Counter[str]] = {}
+        self._calm = CalmEpochs(tx, getattr(tx, "row_cache", None))
+        self._passed: dict[tuple[str, str, str], int] = {}
         self._looked: set[Met] = set()
         self._detailed: set[tuple[str, str, str]] = set()
 
-    def expect(self, deliveries: Sequence[Delivery], ahead: Ahead | None = None) -> None:
+    def expect(self, deliveries: Sequence[Delivery], messages: Sequence[Message | None]) -> None:
         """Know at once what ``of`` will be asked for; what is not foreseen is read when it is met.
 
         Args:
             deliveries: what will be taken.
-            ahead: what ``look_ahead`` found of them before the transaction; None where it is read here.
+            messages: of each of them the event, where it was read already.
         """
-        if ahead is None:
-            met = foreseen(deliveries) - self._looked
-            if len(met) <= FEW:
-                return
-            ahead = _ahead(self._tx, met)
+        met: set[Met] = set()
+        if None in messages:
+            met = foreseen([each for each, message in zip(deliveries, messages, strict=True) if message is None])
+            for node, service, *_ in met:
+                self._origin(node, service)  # what else comes of it is looked for as well
+        find, epoch = self._calm.find, ""
+        for message in messages:
+            if message is None or (place := message.place) is None or place.epoch == epoch:
+                continue
+            epoch = place.epoch  # events of one come together, more often than not
+            if not find(message, place):
+                met.add(met_of(message, place))
+        met -= self._looked
+        if len(met) > FEW:
+            self.know(_ahead(self._tx, met))
+
+    def know(self, ahead: Ahead) -> None:
+        """Know what ``look_ahead`` found before the transaction."""
         for (node, service, epoch), lane, prev, watermark in ahead.simple:
             epochs = self._origin(node, service).epochs
             if epoch not in epochs:
+                watermark = self._passed.get((node, service, epoch), watermark)
                 epochs[epoch] = EpochState(lane, parse_place(prev), SequenceSet(watermark))
         for node, service, row in ahead.others:
             self._found(node, service, row)
         self._looked |= ahead.met
+
+    def pass_next(self, message: Message, place: Place) -> bool:
+        """Pass an event as most are, next in its epoch, while nothing waits; False, and nothing done, for any other."""
+        if self._calm.pass_next(message, place):
+            return True
+        return self.of(message, place).pass_next(place, message.prev, message.lane)
 
     def of(self, identity: Identity | FrameIdentity | Message, place: Place) -> OriginInbox:
         """Return the epochs of a message's node and service: its own, the one before it, and all that hold events."""
@@ -154,6 +179,8 @@ class Inbox:
         found = self._origins.get((node, service))
         if found is None:
             found = self._origins[node, service] = OriginInbox({})
+            for epoch, watermark in self._calm.leave(node, service).items():
+                self._passed[node, service, epoch] = watermark
         return found
 
     def _read(self, node: str, service: str, sql: str, **params: str) -> None:
@@ -165,6 +192,7 @@ class Inbox:
         epochs = self._origin(node, service).epochs
         if row["epoch"] not in epochs:
             state = epochs[row["epoch"]] = state_of(row)
+            state.passed.watermark = self._passed.get((node, service, row["epoch"]), state.passed.watermark)
             if not state.simple:
                 self._detailed.add((node, service, row["epoch"]))
 
@@ -240,21 +268,41 @@ class Inbox:
 
     def save(self) -> None:
         """Write back the epochs that moved: one row each, whatever the number of their events."""
-        simple: list[tuple[str, str, str, str, str, int]] = []
+        self._calm.write()
+        calm: list[SimpleRow] = []
+        simple: list[SimpleRow] = []
         others: list[dict[str, str | int | None]] = []
         for (node, service), origin in self._origins.items():
+            latest: dict[str, SimpleRow] = {}
             for epoch, state in origin.epochs.items():
                 if not state.changed:
                     continue
-                if state.simple and not (self._detailed and (node, service, epoch) in self._detailed):
-                    prev = str(state.prev) if state.prev else "none"
-                    simple.append((node, service, epoch, state.lane, prev, state.passed.watermark))
-                else:
+                if not state.simple or (self._detailed and (node, service, epoch) in self._detailed):
                     others.append(row_of(node, service, epoch, state))
+                    continue
+                prev = str(state.prev) if state.prev else "none"
+                row = (node, service, epoch, state.lane, prev, state.passed.watermark)
+                if self._calm.lasting and origin.is_calm(epoch):
+                    if state.lane in latest:
+                        simple.append(latest[state.lane])
+                    latest[state.lane] = row
+                else:
+                    simple.append(row)
+            (calm if len(latest) <= OF_ORIGIN else simple).extend(latest.values())
         if simple:
             self._tx.execute(SAVE_MANY, rows=numbered(simple))
         if others:
             self._tx.executemany(SAVE, others)
+        if calm:
+            self._keep(calm)
+        self._calm.end()
+
+    def _keep(self, rows: list[SimpleRow]) -> None:
+        """Write rows of which nothing is expected but the next event, and remember them."""
+        written = self._tx.execute(f"{SAVE_MANY} {THEIR_NUMBERS}", rows=numbered(rows))
+        number = {(row["node"], row["service"], row["epoch"]): row["id"] for row in written}
+        for node, service, epoch, lane, _, watermark in rows:
+            self._calm.keep(node, service, epoch, lane, number[node, service, epoch], watermark)
 
 
 def epochs_of(tx: Transaction, node: str, service: str, epochs: list[str]) -> dict[str, EpochState]:

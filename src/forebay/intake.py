@@ -44,6 +44,9 @@ _POSITION = """
     on conflict (stream, partition) do update set
       incarnation = excluded.incarnation, sequence = excluded.sequence, message_id = excluded.message_id"""
 
+TOGETHER = 125
+"""Deliveries that are read before the first of them is taken."""
+
 _CAUSE = """
     insert into forebay_cause (node, service, cause, seen_at) values (:node, :service, :cause, :seen_at)
     on conflict do nothing returning 1"""
@@ -63,6 +66,25 @@ class Intake:
         self.taken = Taken()
         self._calls = Calls(work, self.taken, one_by_one=one_by_one)
 
+    def take_some(self, index: int, deliveries: Sequence[Delivery], *, known: bool) -> None:
+        """Take deliveries in their order, the first as the one of this index; raises as ``take`` does.
+
+        Those that are as most are read before the first is taken, so that the inbox can look for their epochs at once;
+        unless it is ``known`` what it says of them.
+        """
+        quick = not self._failing and self.parking.empty
+        plains = [plain_of(each.headers) for each in deliveries]
+        messages = [
+            decode_usual(each.subject, plain, each.body, each.time) if quick and plain and plain.cause is None else None
+            for each, plain in zip(deliveries, plains, strict=True)
+        ]
+        if not known:
+            self.inbox.expect(deliveries, messages)
+        for at, (delivery, plain, message) in enumerate(zip(deliveries, plains, messages, strict=True), index):
+            self._calls.index = at
+            if message is None or not self._take_next(message, delivery):
+                self._take(delivery, plain)
+
     def take(self, index: int, delivery: Delivery) -> None:
         """Make one delivery's effect, hold it, park it or pass over it.
 
@@ -71,9 +93,9 @@ class Intake:
             StoreError: the database failed.
         """
         self._calls.index = index
-        plain = plain_of(delivery.headers)
-        if plain is not None and self._take_next(plain, delivery):
-            return
+        self._take(delivery, plain_of(delivery.headers))
+
+    def _take(self, delivery: Delivery, plain: Plain | None) -> None:
         try:
             identity = identify(delivery.subject, delivery.headers, plain)
         except FrameFoundError:
@@ -86,19 +108,16 @@ class Intake:
         else:
             self._take_event(identity, delivery)
 
-    def _take_next(self, plain: Plain, delivery: Delivery) -> bool:
+    def _take_next(self, message: Message, delivery: Delivery) -> bool:
         """Take an event as most are: next in its epoch, and nothing waits; False, and nothing done, for any other."""
-        if plain.cause is not None or self._failing or not self.parking.empty:
+        if message.place is None or not self.parking.empty:
             return False
-        message = decode_usual(delivery.subject, plain, delivery.body, delivery.time)
-        if message is None or message.place is None:
-            return False
-        if not self.inbox.of(message, message.place).pass_next(message.place, message.prev, message.lane):
+        if not self.inbox.pass_next(message, message.place):
             return False
         try:
             found = self._handlers.find(message)
         except MessageError as error:
-            self._park(delivery, identify(delivery.subject, delivery.headers, plain), error.reason, str(error))
+            self._park(delivery, identify(delivery.subject, delivery.headers), error.reason, str(error))
             return True
         if found is None:
             self.taken.skipped += 1
@@ -424,10 +443,12 @@ def take_all(
     reach("consume.begun")
     intake = Intake(work, handlers, one_by_one=one_by_one, failing=failing)
     positions: dict[int, Delivery] = {}
-    intake.inbox.expect(deliveries, ahead)
-    for index, delivery in enumerate(deliveries):
+    if ahead is not None:
+        intake.inbox.know(ahead)
+    for at in range(0, len(deliveries), TOGETHER):
+        intake.take_some(at, deliveries[at : at + TOGETHER], known=ahead is not None)
+    for delivery in deliveries:
         positions[delivery.partition] = delivery
-        intake.take(index, delivery)
     taken = intake.finish()
     reach("consume.saved")
     work.executemany(

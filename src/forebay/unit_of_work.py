@@ -17,6 +17,7 @@ from forebay.errors import ConfigurationError
 from forebay.event import Event, key_of
 from forebay.identity import Place
 from forebay.outbox import Outbox, names_outbox
+from forebay.row_cache import RowCache
 from forebay.together import Together
 from forebay.transaction import Row, Store, Transaction
 
@@ -50,6 +51,8 @@ class UnitOfWork:
         self.settings = settings
         """The service's own, of the type that it declares."""
         self._tx = tx
+        self.row_cache: RowCache | None = getattr(tx, "row_cache", None)
+        """What the store's writer knows of the inbox's rows; None where others may write them."""
         self._trace = trace
         self._outbox = outbox
         join: Callable[[], Together | None] | None = getattr(tx, "join", None)

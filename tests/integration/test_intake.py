@@ -12,7 +12,7 @@ from forebay.epoch_rows import ANY_WAIT, EPOCHS, OF_MANY, WAITING
 from forebay.errors import StoreBusyError, StoreError
 from forebay.handlers import Handlers
 from forebay.identity import Place
-from forebay.intake import take_all
+from forebay.intake import TOGETHER, take_all
 from forebay.redrive import discard, due, postpone
 from forebay.retries import retry_one
 from forebay.sqlite import MigrationSet
@@ -534,6 +534,10 @@ async def test_b5_causes_are_forgotten_while_a_reader_runs_for_months(core: Core
     assert await known() == ["a"]
 
 
+BY_KEY = "INDEX sqlite_autoindex_forebay_inbox_1"
+"""The index of the constraint: node, service, epoch."""
+
+
 async def test_ten_thousand_epochs_of_a_node_are_not_looked_through_for_each_of_its_events(core: Core) -> None:
     def plan(tx: Transaction) -> list[str]:
         rows = tx.execute(f"explain query plan {EPOCHS}", node="n", service="s", epoch=NEW, prev=OLD)
@@ -542,8 +546,8 @@ async def test_ten_thousand_epochs_of_a_node_are_not_looked_through_for_each_of_
     if on_postgres():  # it plans by statistics
         return
     own, before, waiting = await core.store.read(plan)
-    assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in own
-    assert "PRIMARY KEY (node=? AND service=? AND epoch=?)" in before
+    assert f"{BY_KEY} (node=? AND service=? AND epoch=?)" in own
+    assert f"{BY_KEY} (node=? AND service=? AND epoch=?)" in before
     assert "forebay_inbox_waiting" in waiting
 
 
@@ -563,7 +567,7 @@ async def test_a_batch_of_many_nodes_reads_and_writes_the_inbox_at_once(
 
             self.execute = noted  # type: ignore[method-assign]
 
-    nodes = [f"store-{number}" for number in range(300)]
+    nodes = [f"store-{number}" for number in range(TOGETHER)]
     monkeypatch.setattr("forebay.unit_of_work.UnitOfWork", Noting)
     for sequence in (1, 2):
         told.clear()
@@ -596,6 +600,6 @@ async def test_the_rows_of_a_batch_are_found_by_their_keys(core: Core) -> None:
     if on_postgres():  # it plans by statistics
         return
     of_many, any_wait, waiting = await core.store.read(plans)
-    assert "SEARCH i USING PRIMARY KEY (node=? AND service=? AND epoch=?)" in of_many
+    assert f"SEARCH i USING {BY_KEY} (node=? AND service=? AND epoch=?)" in of_many
     assert "SCAN forebay_inbox USING INDEX forebay_inbox_waiting" in any_wait
     assert "SEARCH forebay_inbox USING INDEX forebay_inbox_waiting (<expr>=?)" in waiting

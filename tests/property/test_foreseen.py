@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from forebay.delivery import Delivery
+from forebay.epoch_rows import COLUMNS
 from forebay.foreseen import foreseen
 from forebay.headers import Headers
 from forebay.identity import Place
@@ -16,7 +17,7 @@ from tests.property.test_intake import NODES, Core, Piece, arrivals
 
 TABLES = {
     "effect": "node, at",
-    "forebay_inbox": "*",
+    "forebay_inbox": f"node, service, {COLUMNS}",
     "forebay_held": "*",
     "forebay_gap": "node, service, lane, epoch, first, last, kind, reason",
     "forebay_parked": "digest, reason, detail, node, service, message_id, key, alone, wanted",

@@ -21,6 +21,7 @@ from functools import partial
 
 from forebay.crash_points import reach
 from forebay.errors import ConstraintError, OutcomeUnknownError, StoreBusyError, StoreError, StoreFullError
+from forebay.row_cache import RowCache
 from forebay.sqlite.failures import primary_code, store_error
 from forebay.sqlite.transaction import SqliteTransaction
 from forebay.together import Together
@@ -48,6 +49,7 @@ class Group:
 
     connection: sqlite3.Connection
     opening: str
+    row_cache: RowCache | None = None
     rest: list[Work] = field(default_factory=list, init=False)
     _batches: deque[tuple[list[Work], bool]] = field(default_factory=deque, init=False)
 
@@ -81,6 +83,8 @@ class Group:
                 verdict.broken = error
             fail_all(batch, partial(store_error, error, "BEGIN"), error)
             return
+        if self.row_cache is not None:
+            self.row_cache.begin()
         reach("write.begun")
         alone = len(batch) == 1
         together = None if alone or carefully else Together()
@@ -107,12 +111,14 @@ class Group:
         except sqlite3.Error as error:
             self._commit_failed(batch, error, verdict)
         else:
+            if self.row_cache is not None:
+                self.row_cache.commit()
             reach("write.committed")
             verdict.committed |= any(work.started and work.error is None for work in batch)
 
     def _run_bare(self, work: Work, together: Together | None) -> _Fate:
         """Run one unit without a savepoint."""
-        transaction = SqliteTransaction(self.connection, self.opening, together=together)
+        transaction = SqliteTransaction(self.connection, self.opening, together=together, row_cache=self.row_cache)
         if together is not None:
             together.changed = False
         run_unit(work, transaction)
@@ -128,11 +134,13 @@ class Group:
     def _run_saved(self, work: Work) -> _Fate:
         """Run one unit in its savepoint."""
         self.connection.execute("SAVEPOINT unit")
-        run_unit(work, transaction := SqliteTransaction(self.connection, self.opening))
+        run_unit(work, transaction := SqliteTransaction(self.connection, self.opening, row_cache=self.row_cache))
         if not self.connection.in_transaction:
             return self._lost(work, transaction)
         if work.error is not None:
             self.connection.execute("ROLLBACK TO unit")
+            if self.row_cache is not None:
+                self.row_cache.clear()
         self.connection.execute("RELEASE unit")
         reach("write.unit-kept")
         return _Fate.KEPT

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, NoReturn
 
 from forebay.errors import StoreError
+from forebay.row_cache import RowCache, names_cached
 from forebay.sqlite.failures import mapped, primary_code
 from forebay.sqlite.parameters import Values, numbered
 from forebay.together import Together
@@ -43,8 +44,14 @@ def refused_word(sql: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _prepared(sql: str) -> tuple[str, Values, bool]:
-    """Return a statement by number, how its values are put in order, and whether only the store itself may run it."""
-    return *numbered(sql), refused_word(sql) is not None
+    """Return a statement by number, how its values are put in order, and whether ``_check`` has to see it each time."""
+    return *numbered(sql), refused_word(sql) is not None or changes_cached(sql)
+
+
+@lru_cache(maxsize=1024)
+def changes_cached(sql: str) -> bool:
+    """Whether a statement may change rows that a ``RowCache`` is about."""
+    return names_cached(sql) and _first_word(sql) != "SELECT"
 
 
 @lru_cache(maxsize=256)
@@ -62,13 +69,31 @@ class SqliteTransaction:
     Attributes:
         opening: names the opening of the database that this transaction belongs to (32 hex digits).
         failure: the ``StoreError`` that spent it; the unit fails even if it caught the error.
+        row_cache: what is known of the inbox's rows; None in a snapshot.
         wrote: whether it may have changed something: it ran a statement that was no SELECT.
     """
 
-    __slots__ = ("_connection", "_cursor", "_over", "_together", "_unsettled", "_writes", "failure", "opening", "wrote")
+    __slots__ = (
+        "_connection",
+        "_cursor",
+        "_over",
+        "_together",
+        "_unsettled",
+        "_writes",
+        "failure",
+        "opening",
+        "row_cache",
+        "wrote",
+    )
 
     def __init__(
-        self, connection: sqlite3.Connection, opening: str, *, writes: bool = True, together: Together | None = None
+        self,
+        connection: sqlite3.Connection,
+        opening: str,
+        *,
+        writes: bool = True,
+        together: Together | None = None,
+        row_cache: RowCache | None = None,
     ) -> None:
         self._connection = connection
         self._cursor = connection.cursor()
@@ -76,6 +101,7 @@ class SqliteTransaction:
         self._together = self._unsettled = together
         self._over = False
         self.opening = opening
+        self.row_cache = row_cache
         self.failure: StoreError | None = None
         self.wrote = False
 
@@ -144,6 +170,8 @@ class SqliteTransaction:
     def connection(self) -> sqlite3.Connection:
         """The connection below, for the store's own work."""
         self.wrote = True
+        if self.row_cache is not None:
+            self.row_cache.clear()
         return self._connection
 
     def end(self) -> None:
@@ -175,6 +203,8 @@ class SqliteTransaction:
             together.settle(self)
         if word != "SELECT":
             self.wrote = True
+        if self.row_cache is not None and changes_cached(sql):
+            self.row_cache.clear()
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
         known = mapped(error)

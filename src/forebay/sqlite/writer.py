@@ -12,9 +12,10 @@ from uuid import uuid4
 
 from forebay.crash_points import reach
 from forebay.errors import StoreClosedError, StoreError, StoreFullError
+from forebay.row_cache import RowCache
 from forebay.sqlite.connection import truncate_log
 from forebay.sqlite.disk import Disk
-from forebay.sqlite.failures import DamagedError, mapped
+from forebay.sqlite.failures import DamagedError, mapped, store_error
 from forebay.sqlite.group import Group
 from forebay.sqlite.log import Log
 from forebay.sqlite.readers import Readers
@@ -80,6 +81,7 @@ class Writer:
         self._gathered: list[Work] = []
         self._rest: list[Work] = []
         self._connection: sqlite3.Connection | None = None
+        self._row_cache: RowCache | None = None
         self.opening = ""
         self.uncertain = False
         self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -135,6 +137,7 @@ class Writer:
         try:
             try:
                 self._connection = self._create()
+                self._row_cache = cache_of(self._connection)
                 self._prepare_log()
                 self.opening = uuid4().hex
             except Exception as error:  # noqa: BLE001 - raised by start()
@@ -196,7 +199,7 @@ class Writer:
     def _run_group(self, works: list[Work]) -> Verdict:
         """Run a group; what reclaims room runs again once the ballast has made some."""
         assert self._connection is not None  # noqa: S101
-        group = Group(self._connection, self.opening)
+        group = Group(self._connection, self.opening, self._row_cache)
         verdict = group.run(works)
         self._rest = group.rest
         works[:] = [work for work in works if work not in self._rest] if self._rest else works
@@ -205,7 +208,7 @@ class Writer:
             self._log.restart(self._connection)
             again = [work for work in works if work.reclaims and isinstance(work.error, StoreFullError)]
             if again and verdict.broken is None:
-                group = Group(self._connection, self.opening)
+                group = Group(self._connection, self.opening, self._row_cache)
                 second = group.run(again)
                 verdict = Verdict(verdict.committed or second.committed, second.broken)
                 if group.rest:
@@ -264,6 +267,7 @@ class Writer:
             connection.close()
             raise
         self._connection = connection
+        self._row_cache = cache_of(connection)
         self._prepare_log()
         self.opening = uuid4().hex
         self.uncertain = False
@@ -290,6 +294,18 @@ class Writer:
         self._readers.close(CLOSE_GRACE)
         self._close_connection()
         self._answers.call(settle, self.stopped, None)
+
+
+def cache_of(connection: sqlite3.Connection) -> RowCache:
+    """Return what a writing connection knows of rows: nothing as yet."""
+
+    def foreign_commits() -> int:
+        try:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise store_error(error, "PRAGMA data_version") from error
+
+    return RowCache(foreign_commits)
 
 
 def _not_reopened(error: StoreError) -> StoreError:

@@ -1,0 +1,1 @@
+-- Nothing: several processes write these rows, and none remembers them from one transaction to the next.
