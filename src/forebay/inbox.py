@@ -116,6 +116,7 @@ class Inbox:
         self._held_bytes: dict[tuple[str, str], Counter[str]] = {}
         self._calm = CalmEpochs(tx, getattr(tx, "row_cache", None))
         self._passed: dict[tuple[str, str, str], int] = {}
+        self._latest = ("", "", "", OriginInbox({}))
         self._looked: set[Met] = set()
         self._detailed: set[tuple[str, str, str]] = set()
 
@@ -155,9 +156,13 @@ class Inbox:
 
     def pass_next(self, message: Message, place: Place) -> bool:
         """Pass an event as most are, next in its epoch, while nothing waits; False, and nothing done, for any other."""
-        if self._calm.pass_next(message, place):
-            return True
-        return self.of(message, place).pass_next(place, message.prev, message.lane)
+        node, service, epoch, origin = self._latest
+        if place.epoch != epoch or message.node != node or message.service != service:
+            if self._calm.pass_next(message, place):
+                return True
+            origin = self.of(message, place)
+            self._latest = message.node, message.service, place.epoch, origin
+        return origin.pass_next(place, message.prev, message.lane)
 
     def of(self, identity: Identity | FrameIdentity | Message, place: Place) -> OriginInbox:
         """Return the epochs of a message's node and service: its own, the one before it, and all that hold events."""

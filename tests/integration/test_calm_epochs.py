@@ -160,6 +160,23 @@ async def test_under_another_lane_an_epoch_is_another_origins(tmp_path: Path) ->
         assert await watermarks(core) == {1}
 
 
+async def test_epochs_of_one_name_are_each_nodes_and_services_own(tmp_path: Path) -> None:
+    async with opened(tmp_path / "sales.db", "sales", Handlers()) as core:
+        stream = Stream()
+        writers = [("store-1", "till"), ("store-2", "till"), ("store-2", "stock"), ("store-1", "stock")]
+        for sequences in ((1, 2), (3, 4), (5, 6)):
+            batch = [
+                as_it_came(stream.event(sequence, b"{}", kind="rung", node=node, service=service))
+                for sequence in sequences
+                for node, service in writers
+            ]
+            assert (await core.take(batch)).skipped == 8
+        rows = await core.rows("select node, service, watermark from forebay_inbox")
+        assert sorted((row["node"], row["service"], row["watermark"]) for row in rows) == [
+            (node, service, 6) for node, service in sorted(writers)
+        ]
+
+
 async def test_no_more_is_remembered_than_there_is_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:

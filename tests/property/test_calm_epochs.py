@@ -43,8 +43,9 @@ class RaisedError(Exception):
     """What a handler or a unit raises."""
 
 
-def epoch_of(node: str, lane: str, life: int) -> str:
-    return f"{NODES.index(node) + 1:016x}{LANES.index(lane):08x}{life + 1:08x}"
+def epoch_of(lane: str, life: int) -> str:
+    """Return an epoch's name, the same of either node: one may not occupy the other's (B1)."""
+    return f"{LANES.index(lane):016x}{life + 1:016x}"
 
 
 class Twin:
@@ -87,7 +88,7 @@ class Twin:
         return unit
 
     def say(self, how: str, node: str, lane: str, life: int, first: int) -> Callable[[Transaction], None]:
-        epoch = epoch_of(node, lane, life)
+        epoch = epoch_of(lane, life)
 
         def unit(tx: Transaction) -> None:
             if how == "by hand":
@@ -138,7 +139,7 @@ def log_of(stream: Stream, node: str, lane: str) -> list[Delivery]:
     log: list[Delivery] = []
     prev: Place | None = None
     for life in range(LIVES):
-        epoch = epoch_of(node, lane, life)
+        epoch = epoch_of(lane, life)
         count = OF_LIFE if life < LIVES - 1 else 4 * OF_LIFE
         for sequence in range(1, count + 1):
             body = b'{"at":%d}' % len(log)
