@@ -12,6 +12,8 @@ from forebay.epoch_rows import ANY_WAIT as ANY_WAIT_SQL
 from forebay.epoch_rows import COLUMNS
 from forebay.errors import OutcomeUnknownError
 from forebay.handlers import Handlers
+from forebay.identity import Place
+from forebay.inbox import Inbox
 from forebay.row_cache import RowCache
 from forebay.sqlite import MigrationSet, SqliteStore
 from forebay.sqlite.migrations import migrate
@@ -19,7 +21,7 @@ from forebay.taken import Taken
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitOfWork
 from tests import stores
-from tests.integration.arrivals import ENGINE, NEW, OLD, Core, Stream, opened
+from tests.integration.arrivals import ENGINE, NEW, OLD, Core, Stream, opened, own
 from tests.integration.test_sqlite_store import Statements, failing
 from tests.property.test_calm_epochs import as_it_came
 
@@ -131,6 +133,39 @@ async def test_a_unit_that_was_undone_has_left_nothing(tmp_path: Path) -> None:
             await core.store.write(undone)
         assert (await take(core, stream, 2, 10)).skipped == 10
         assert await watermarks(core) == {2}
+
+
+async def test_what_two_inboxes_of_one_transaction_know_of_the_same_rows_is_not_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path / "sales.db", "sales", Handlers()) as core:
+        stream = Stream()
+        await take(core, stream, 1, 10)
+
+        def skip(tx: UnitOfWork) -> None:
+            first, second = Inbox(tx), Inbox(tx)
+            second.whole("store-0", "till").skip(f"{0:032x}", 2)
+            second.save()
+            first.save()
+
+        await core.store.write(skip)
+        assert (await take(core, stream, 2, 1)).parked == 1, "its place was closed without it"
+
+
+async def test_what_comes_after_the_writing_of_a_transaction_is_not_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path / "sales.db", "sales", Handlers()) as core:
+        stream = Stream()
+        await take(core, stream, 1, 10)
+
+        def pass_too_late(tx: UnitOfWork) -> None:
+            inbox = Inbox(tx)
+            for sequence in (2, 3):
+                place = Place(f"{0:032x}", sequence)
+                assert inbox.pass_next(own(place, node="store-0"), place)
+                if sequence == 2:
+                    inbox.save()
+
+        await core.store.write(pass_too_late)
+        assert (await take(core, stream, 3, 1)).skipped == 1
+        assert (await take(core, stream, 2, 1)).duplicates == 1
 
 
 @pytest.mark.parametrize("really", [True, False])
