@@ -100,15 +100,21 @@ async def test_a_commit_of_another_connection_is_noticed(tmp_path: Path, told: l
 async def test_a_statement_of_another_unit_is_noticed(tmp_path: Path) -> None:
     async with opened(tmp_path / "sales.db", "sales", Handlers()) as core:
         stream = Stream()
+
+        def after_another(tx: UnitOfWork) -> None:
+            tx.execute("update forebay_position set sequence = sequence")
+            tx.execute("update forebay_inbox set watermark = 8")
+
         for sequence, unit in (
             (2, lambda tx: tx.execute("update forebay_inbox set watermark = 2")),
             (4, lambda tx: tx.executemany("update forebay_inbox set watermark = :to", [{"to": 4}])),
             (6, lambda tx: tx.execute("with k as (select 6 as it) update Forebay_Inbox set watermark = it from k")),
+            (8, after_another),
         ):
             assert (await take(core, stream, sequence - 1, 10)).skipped == 10
             await core.store.write(unit)
             assert (await take(core, stream, sequence, 10)).duplicates == 10
-        assert await watermarks(core) == {6}
+        assert await watermarks(core) == {8}
 
 
 async def test_the_stores_own_work_on_the_connection_is_noticed(tmp_path: Path) -> None:

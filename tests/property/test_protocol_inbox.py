@@ -140,3 +140,17 @@ def test_passing_the_next_place_at_once_is_to_judge_and_to_settle_it_with_nothin
     else:
         assert seen(at_once) == before
         assert not (quiet and slowly.judge(place, prev, lane) is Verdict.APPLY)
+
+
+@given(st.data())
+def test_a_simple_epoch_is_calm_where_its_next_place_would_be_passed_at_once(data: st.DataObject) -> None:
+    states = {}
+    for name, prev in (("a", None), ("b", Place("a", 3)), ("c", Place("unknown", 1)), ("d", Place("b", 2))):
+        states[name] = state = data.draw(epoch_states(prev))
+        if data.draw(st.booleans()):
+            states[name] = EpochState(state.lane, prev, SequenceSet(state.passed.watermark))
+    for name, state in states.items():
+        if state.simple:
+            place = Place(name, state.passed.watermark + 1)
+            calm = OriginInbox(copy.deepcopy(states)).is_calm(name)
+            assert calm == OriginInbox(copy.deepcopy(states)).pass_next(place, state.prev, state.lane)

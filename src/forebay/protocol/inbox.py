@@ -189,9 +189,8 @@ class OriginInbox:
         return True
 
     def is_calm(self, epoch: str) -> bool:
-        """Whether ``pass_next`` would pass an epoch's next place, whatever it is."""
-        state = self.epochs[epoch]
-        return state.simple and self._reached(state.prev) and not self._waits()
+        """Whether what an epoch follows is reached, and nothing waits in any of its origin's."""
+        return self._reached(self.epochs[epoch].prev) and not self._waits()
 
     def follows(self, first: Place, last: int, prev: Place | None, lane: str) -> bool:
         """Whether a frame's events, ``first`` to ``last``, may all take effect now, one after the other.
