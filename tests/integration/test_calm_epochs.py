@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from forebay.calm_epochs import OF_ORIGIN, CalmEpochs
+from forebay.delivery import Delivery
 from forebay.epoch_rows import ANY_WAIT as ANY_WAIT_SQL
 from forebay.epoch_rows import COLUMNS
 from forebay.errors import OutcomeUnknownError
@@ -216,6 +217,39 @@ async def test_epochs_of_one_name_are_each_nodes_and_services_own(tmp_path: Path
         assert sorted((row["node"], row["service"], row["watermark"]) for row in rows) == [
             (node, service, 6) for node, service in sorted(writers)
         ]
+
+
+async def test_while_a_later_epoch_waits_the_one_before_it_is_not_remembered(tmp_path: Path) -> None:
+    async with opened(tmp_path / "sales.db", "sales", Handlers()) as core:
+        stream = Stream()
+
+        def event(sequence: int, epoch: str, prev: Place | None = None) -> Delivery:
+            return as_it_came(stream.event(sequence, b"{}", kind="rung", epoch=epoch, prev=prev))
+
+        assert (await core.take([event(1, NEW, Place(OLD, 3))])).held == 1
+        for sequence in (1, 2):
+            assert (await core.take([event(sequence, OLD)])).skipped == 1
+        assert (await core.take([event(3, OLD)])).skipped == 2, "what was held comes with it"
+
+
+async def test_what_is_remembered_of_a_node_is_read_at_once_where_its_frames_come_as_well(
+    tmp_path: Path, told: list[str]
+) -> None:
+    async with opened(tmp_path / "sales.db", "sales", Handlers()) as core:
+        stream = Stream()
+        for first in (1, 3):
+            batch: list[Delivery] = []
+            for at in range(10):
+                fields: dict[str, Any] = {"node": f"store-{at}", "kind": "rung"}
+                framed = [
+                    stream.event(each, b"{}", epoch=f"{at + 100:032x}", lane="telemetry", **fields)
+                    for each in (first, first + 1)
+                ]
+                alone = [stream.event(each, b"{}", epoch=f"{at:032x}", **fields) for each in (first, first + 1)]
+                batch += [*map(as_it_came, alone), as_it_came(stream.frame(framed))]
+            told.clear()
+            assert (await core.take(batch)).skipped == 40
+            assert told == [READ, ANY_WAIT, INSERT]
 
 
 async def test_no_more_is_remembered_than_there_is_room_for(

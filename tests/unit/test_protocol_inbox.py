@@ -127,3 +127,16 @@ def test_what_is_said_after_it_was_asked_what_is_due_is_due() -> None:
         step = known.due()
         assert step is not None
         assert (step.due, step.epoch, step.first) == (due, at, 2)
+
+
+def test_the_first_event_of_an_epoch_is_passed_at_once_where_nothing_is_in_its_way() -> None:
+    inbox = OriginInbox({"a": EpochState("ledger", None, SequenceSet(3))})
+    assert not inbox.pass_next(Place("b", 2), Place("a", 3), "ledger")
+    assert not inbox.pass_next(Place("b", 1), Place("a", 4), "ledger")
+    assert not inbox.pass_next(Place("b", 1), Place("unknown", 1), "ledger")
+    inbox.drop([("a", 4, 5)], "ledger", {})
+    assert not inbox.pass_next(Place("b", 1), Place("a", 3), "ledger"), "something is due"
+    inbox.skip("a", 5)
+    assert list(inbox.epochs) == ["a"]
+    assert inbox.pass_next(Place("b", 1), Place("a", 3), "ledger")
+    assert (inbox.epochs["b"].passed.watermark, inbox.epochs["b"].changed) == (1, True)
