@@ -232,6 +232,16 @@ async def test_while_a_later_epoch_waits_the_one_before_it_is_not_remembered(tmp
         assert (await core.take([event(3, OLD)])).skipped == 2, "what was held comes with it"
 
 
+async def test_of_a_node_that_is_known_an_epoch_that_is_not_is_looked_for(tmp_path: Path) -> None:
+    async with opened(tmp_path / "sales.db", "sales", Handlers()) as core:
+        stream = Stream()
+        old = as_it_came(stream.event(1, b"{}", kind="rung", epoch=OLD))
+        new = as_it_came(stream.event(1, b"{}", kind="rung", epoch=NEW, lane="telemetry"))
+        assert (await core.take([old])).skipped == 1
+        taken = await core.take([new, old])
+        assert (taken.skipped, taken.duplicates) == (1, 1)
+
+
 async def test_what_is_remembered_of_a_node_is_read_at_once_where_its_frames_come_as_well(
     tmp_path: Path, told: list[str]
 ) -> None:

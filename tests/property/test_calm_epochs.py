@@ -210,9 +210,14 @@ def empty() -> Iterator[sqlite3.Connection]:
 
 
 @settings(max_examples=400, deadline=None)
-@given(histories(), st.sets(st.integers(0, 12)), st.sampled_from([0, 3]))
+@given(histories(), st.sets(st.integers(0, 12)), st.sampled_from([0, 3]), st.sampled_from([1, 2, 125]))
 def test_what_is_remembered_changes_nothing(
-    empty: sqlite3.Connection, new_future: Callable[[], Any], groups: list[list[Unit]], foreign: set[int], few: int
+    empty: sqlite3.Connection,
+    new_future: Callable[[], Any],
+    groups: list[list[Unit]],
+    foreign: set[int],
+    few: int,
+    together: int,
 ) -> None:
     twins = [Twin(empty, new_future, remembers=remembers) for remembers in (True, False)]
     try:
@@ -221,7 +226,7 @@ def test_what_is_remembered_changes_nothing(
                 for twin in twins:
                     twin.connection.execute(f"{BY_HAND} and lane = 'audit'")
                     twin.foreign += 1
-            with patch("forebay.inbox.FEW", few):
+            with patch("forebay.inbox.FEW", few), patch("forebay.intake.TOGETHER", together):
                 raised = [twin.run([getattr(twin, kind)(*arguments) for kind, arguments in group]) for twin in twins]
             assert raised[0] == raised[1]
             assert twins[0].written() == twins[1].written()
