@@ -10,6 +10,7 @@ import forebay
 from forebay.delivery import Delivery
 from forebay.envelope import Message, decode_message, encode_headers, identify
 from forebay.handlers import Handlers
+from forebay.headers import Headers
 from forebay.identity import Place, partition_of
 from forebay.intake import take_all
 from forebay.lanes import Lane
@@ -28,18 +29,26 @@ SALE = b'{"basket":"31198570044","household":900,"lines":[{"product":1095275,"qu
 NOON = datetime(2017, 1, 1, 12, tzinfo=UTC)
 
 
-class Stream:
-    """Makes deliveries, each at the next stream sequence."""
+def as_it_came(delivery: Delivery) -> Delivery:
+    """Return a delivery with its headers in the bytes of the wire."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in delivery.headers.items())
+    return delivery._replace(headers=Headers(f"NATS/1.0\r\n{lines}\r\n".encode()))
 
-    def __init__(self) -> None:
+
+class Stream:
+    """Makes deliveries, each at the next stream sequence; their headers are in the bytes of the wire if ``raw``."""
+
+    def __init__(self, *, raw: bool = False) -> None:
         self.last = 0
+        self._raw = raw
 
     def deliver(self, subject: str, headers: dict[str, str], body: bytes) -> Delivery:
         self.last += 1
         node = subject.split(".")[1]
         partition = partition_of(node)
         subject = subject.replace("evt.", f"evt.{partition}.", 1)
-        return Delivery(partition, self.last, 1_483_272_000_000_000_000 + self.last, subject, headers, body)
+        delivery = Delivery(partition, self.last, 1_483_272_000_000_000_000 + self.last, subject, headers, body)
+        return as_it_came(delivery) if self._raw else delivery
 
     def event(
         self,

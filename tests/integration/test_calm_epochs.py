@@ -22,9 +22,8 @@ from forebay.taken import Taken
 from forebay.transaction import Row, Transaction
 from forebay.unit_of_work import UnitOfWork
 from tests import stores
-from tests.integration.arrivals import ENGINE, NEW, OLD, Core, Stream, opened, own
+from tests.integration.arrivals import ENGINE, NEW, OLD, Core, Stream, as_it_came, opened, own
 from tests.integration.test_sqlite_store import Statements, failing
-from tests.property.test_calm_epochs import as_it_came
 
 
 @pytest.fixture(autouse=True)

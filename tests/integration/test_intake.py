@@ -72,9 +72,9 @@ async def core(tmp_path: Path) -> AsyncIterator[Core]:
         yield core
 
 
-@pytest.fixture
-def stream() -> Stream:
-    return Stream()
+@pytest.fixture(params=[False, True], ids=["headers", "as they came"])
+def stream(request: pytest.FixtureRequest) -> Stream:
+    return Stream(raw=request.param)
 
 
 def event(stream: Stream, sequence: int, n: int | None = None, **fields: Any) -> Any:
@@ -552,9 +552,9 @@ async def test_ten_thousand_epochs_of_a_node_are_not_looked_through_for_each_of_
 
 
 async def test_a_batch_of_many_nodes_reads_and_writes_the_inbox_at_once(
-    core: Core, stream: Stream, monkeypatch: pytest.MonkeyPatch
+    core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    stream, told = Stream(), list[str]()
 
     class Noting(UnitOfWork):
         def __init__(self, tx: Transaction, *args: Any) -> None:

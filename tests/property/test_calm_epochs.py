@@ -14,7 +14,6 @@ from forebay import Event, Message, UnitOfWork
 from forebay.calm_epochs import CalmEpoch
 from forebay.delivery import Delivery
 from forebay.handlers import Handlers
-from forebay.headers import Headers
 from forebay.identity import Origin, Place
 from forebay.inbox import Inbox
 from forebay.intake import Intake, take_all
@@ -24,7 +23,7 @@ from forebay.sqlite.group import Group
 from forebay.sqlite.migrations import migrate
 from forebay.transaction import Transaction
 from forebay.work import Work
-from tests.integration.arrivals import ENGINE, Stream
+from tests.integration.arrivals import ENGINE, Stream, as_it_came
 from tests.property.test_foreseen import TABLES
 
 NODES = ("store-330", "store-1")
@@ -146,11 +145,6 @@ def log_of(stream: Stream, node: str, lane: str) -> list[Delivery]:
             log.append(stream.event(sequence, body, epoch=epoch, prev=prev, node=node, lane=lane, kind="rung"))
         prev = Place(epoch, count)
     return log
-
-
-def as_it_came(delivery: Delivery) -> Delivery:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in delivery.headers.items())
-    return delivery._replace(headers=Headers(f"NATS/1.0\r\n{lines}\r\n".encode()))
 
 
 Unit = tuple[str, Any]

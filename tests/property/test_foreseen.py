@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from forebay.delivery import Delivery
 from forebay.epoch_rows import COLUMNS
 from forebay.foreseen import foreseen
-from forebay.headers import Headers
 from forebay.identity import Place
 from forebay.inbox import Ahead, Inbox, look_ahead
+from tests.integration.arrivals import as_it_came
 from tests.property.test_intake import NODES, Core, Piece, arrivals
 
 TABLES = {
@@ -26,12 +26,6 @@ TABLES = {
 
 Said = tuple[str, str, str, int, int]
 """What is said of places: how they are closed, the node, the epoch, first and last place."""
-
-
-def as_it_came(delivery: Delivery) -> Delivery:
-    """Return a delivery with its headers in the bytes of the wire."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in delivery.headers.items())
-    return delivery._replace(headers=Headers(f"NATS/1.0\r\n{lines}\r\n".encode()))
 
 
 said = st.tuples(
