@@ -394,6 +394,21 @@ async def test_what_cannot_be_placed_is_parked_once_however_often_the_stream_is_
     assert len(await core.parked()) == 2
 
 
+async def test_what_follows_in_the_batch_of_an_event_that_is_parked_waits_behind_it_f1(
+    core: Core, stream: Stream
+) -> None:
+    taken = await core.take(
+        [
+            event(stream, 1, key="a", type="till.rung.v9"),
+            event(stream, 2, key="a"),
+            event(stream, 3, key="b"),
+        ]
+    )
+    assert (taken.applied, taken.parked) == (1, 2)
+    assert [message_id for _, message_id in await core.parked()] == [f"{OLD}-1", f"{OLD}-2"]
+    assert await effects(core) == [3]
+
+
 async def test_a_cause_is_acted_on_once_however_its_emitter_was_restored_b5(core: Core, stream: Stream) -> None:
     cause = f"{'c' * 32}-7/till/0"
     await core.take([event(stream, 1, cause=cause), event(stream, 2)])
