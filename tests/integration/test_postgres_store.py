@@ -100,6 +100,41 @@ async def test_o6_what_a_killed_server_acknowledged_is_there_and_the_store_goes_
         assert await store.read(opening) != before, "a new session is another opening: it takes new epochs (I2)"
 
 
+async def test_s7_a_process_that_freezes_among_statements_it_does_not_wait_for_loses_its_session_and_locks(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres_server.create_database()
+    async with opened(url, tmp_path) as store:
+        await store.write(put, "a")
+        name = str((await store.read(_writers))[0]["application_name"])
+        with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.RawCursor) as frozen:
+            schema = name.split()[1]
+            frozen.execute("select set_config('application_name', $1, false)", [name])
+            frozen.execute(f"begin; lock table {schema}.forebay_turn in exclusive mode".encode())
+            frozen.pgconn.enter_pipeline_mode()
+            frozen.pgconn.send_query_params(f"update {schema}.item set amount = 2".encode(), None)
+            frozen.pgconn.send_flush_request()
+            frozen.pgconn.flush()  # and no more: the server waits for the next statement
+            with psycopg.connect(url) as looking:
+                pid = frozen.info.backend_pid
+                await eventually(partial(_is, looking, pid, ("active", "ClientRead")))
+                await eventually(partial(_is, looking, pid, None))
+            frozen.close()
+            await store.write(put, "b")
+        assert await store.read(names) == ["a", "b"]
+
+
+def _writers(tx: Transaction) -> list[Any]:
+    return tx.execute("select application_name from pg_stat_activity where application_name like '% writer %'")
+
+
+async def _is(looking: psycopg.Connection, pid: int, state: tuple[str, str] | None) -> bool:
+    asked = "select state, wait_event from pg_stat_activity where pid = %s"
+    found = looking.execute(asked, [pid]).fetchone()
+    looking.rollback()
+    return found == state
+
+
 async def _at_least(known: list[str], count: int) -> bool:
     return len(known) >= count
 

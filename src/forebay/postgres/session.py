@@ -106,7 +106,7 @@ def connect(address: Address, role: str) -> Connection:
         settings = {
             **_SETTINGS,
             **(_WRITER_SETTINGS if role == WRITER else {}),
-            "application_name": f"forebay {address.schema} {role} {socket.gethostname()}/{os.getpid()}",
+            "application_name": f"{_name(address, role)}{socket.gethostname()}/{os.getpid()}",
         }
         _adapt(connection)
         connection.execute(
@@ -168,6 +168,26 @@ def end_backend(connection: Connection, backend: Backend) -> None:
     ).fetchone()
     if ended is not None and not ended["gone"]:
         raise StoreError(f"the session {backend.pid} of before does not end", hint="see pg_stat_activity")
+
+
+def end_frozen(connection: Connection, address: Address) -> None:
+    """End the writers of other processes that fell silent between two statements that they did not wait for.
+
+    The server takes such a session for active: its time-outs of idle ones leave it alone, and its locks with it, for as
+    long as the process is frozen. Raises ``psycopg.Error``.
+    """
+    connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and usename = current_user and pid <> pg_backend_pid()"
+        " and state = 'active' and wait_event = 'ClientRead' and starts_with(application_name, $1)"
+        f" and clock_timestamp() - state_change > interval '{SILENCE} s'",
+        [_name(address, WRITER)],
+    )
+
+
+def _name(address: Address, role: str) -> str:
+    """Return what the names of the sessions of a role begin with; the server cuts names at 63 bytes."""
+    return f"forebay {address.schema} {role} "[:63]
 
 
 def create_schema(connection: Connection, address: Address) -> None:

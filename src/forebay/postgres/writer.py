@@ -21,7 +21,7 @@ from forebay.postgres.failures import store_error
 from forebay.postgres.foreign import channel_of
 from forebay.postgres.group import Group
 from forebay.postgres.readers import Readers
-from forebay.postgres.session import WRITER, Backend, Connection, check, connect, end_backend
+from forebay.postgres.session import WRITER, Backend, Connection, check, connect, end_backend, end_frozen
 from forebay.work import Answers, Work, WorkQueue, settle
 
 T = TypeVar("T")
@@ -214,13 +214,13 @@ class Writer:
         reach("write.answered")
 
     def _look(self) -> None:
-        """Look whether the session still lives, and open another where it does not."""
+        """Look whether the session still lives, and open another where it does not; end those of frozen processes."""
         self._looked_at = time.monotonic()
         if self._connection is None:
             self._reopened()
             return
         try:
-            self._connection.execute(b"select 1")
+            end_frozen(self._connection, self._address)
         except psycopg.Error as error:
             self._lose(error)
             self._reopened()
