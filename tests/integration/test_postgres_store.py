@@ -100,8 +100,9 @@ async def test_o6_what_a_killed_server_acknowledged_is_there_and_the_store_goes_
         assert await store.read(opening) != before, "a new session is another opening: it takes new epochs (I2)"
 
 
+@pytest.mark.parametrize("state", ["active", "idle in transaction"])
 async def test_s7_a_process_that_freezes_among_statements_it_does_not_wait_for_loses_its_session_and_locks(
-    postgres_server: PostgresServer, tmp_path: Path
+    postgres_server: PostgresServer, tmp_path: Path, state: str
 ) -> None:
     url = postgres_server.create_database()
     async with opened(url, tmp_path) as store:
@@ -109,15 +110,21 @@ async def test_s7_a_process_that_freezes_among_statements_it_does_not_wait_for_l
         name = str((await store.read(_writers))[0]["application_name"])
         with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.RawCursor) as frozen:
             schema = name.split()[1]
-            frozen.execute("select set_config('application_name', $1, false)", [name])
+            for setting, value in {"application_name": name, "idle_in_transaction_session_timeout": "2s"}.items():
+                frozen.execute("select set_config($1, $2, false)", [setting, value])
             frozen.execute(f"begin; lock table {schema}.forebay_turn in exclusive mode".encode())
             frozen.pgconn.enter_pipeline_mode()
             frozen.pgconn.send_query_params(f"update {schema}.item set amount = 2".encode(), None)
-            frozen.pgconn.send_flush_request()
-            frozen.pgconn.flush()  # and no more: the server waits for the next statement
+            if state != "active":
+                frozen.pgconn.pipeline_sync()
+                frozen.pgconn.flush()
+                with psycopg.connect(url) as looking:
+                    await eventually(partial(_is, looking, frozen.info.backend_pid, (state, "ClientRead")))
+            frozen.pgconn.send_flush_request()  # the message that turns the time-out off
+            frozen.pgconn.flush()  # and no more: the server waits for the next one
             with psycopg.connect(url) as looking:
                 pid = frozen.info.backend_pid
-                await eventually(partial(_is, looking, pid, ("active", "ClientRead")))
+                await eventually(partial(_is, looking, pid, (state, "ClientRead")))
                 await eventually(partial(_is, looking, pid, None))
             frozen.close()
             await store.write(put, "b")

@@ -171,15 +171,16 @@ def end_backend(connection: Connection, backend: Backend) -> None:
 
 
 def end_frozen(connection: Connection, address: Address) -> None:
-    """End the writers of other processes that fell silent between two statements that they did not wait for.
+    """End the writers of other processes that have said nothing for a while.
 
-    The server takes such a session for active: its time-outs of idle ones leave it alone, and its locks with it, for as
-    long as the process is frozen. Raises ``psycopg.Error``.
+    The time-outs of idle sessions do that only where the server waits for the next statement. Any other message turns
+    them off: in the middle of a pipeline it takes a session for active, or for an idle one that is about to go on, and
+    leaves it alone, and its locks with it, for as long as its process is frozen. Raises ``psycopg.Error``.
     """
     connection.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity"
         " where datname = current_database() and usename = current_user and pid <> pg_backend_pid()"
-        " and state = 'active' and wait_event = 'ClientRead' and starts_with(application_name, $1)"
+        " and wait_event = 'ClientRead' and starts_with(application_name, $1)"
         f" and clock_timestamp() - state_change > interval '{SILENCE} s'",
         [_name(address, WRITER)],
     )
