@@ -105,8 +105,11 @@ async def _damage(system: System, harm: Harm) -> None:
 
 @asynccontextmanager
 async def _with_backlog(system: System) -> AsyncIterator[tuple[ServiceProcess, Path]]:
-    """Kill a node whose last events nobody else has; it has its link again when the body is done."""
-    name = system.dice.choice(system.nodes)
+    """Kill a node whose last events nobody else has; it has its link again when the body is done.
+
+    It is one of this release: what the previous one says of a damaged disk, or does not, is settled.
+    """
+    name = system.dice.choice([name for name in system.nodes if not system.runs_previous(name)])
     process, link = system.edges[name], system.links[name]
     link.cut()
     await system.workload.round(REQUESTS, name)
